@@ -1,0 +1,49 @@
+# Every target sets up what it needs by itself, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard csrc/*)
+PROGRAMS := weibull_kernels python benchmarks tests setup.py
+
+.PHONY: help demo test check bench gpu format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a small model with the force budget on; print and draw it (runs/demo)"
+	@echo "make test    every test"
+	@echo "make check   lint, format, types, build, import"
+	@echo "make bench   the benchmarks, written to benchmarks/results"
+	@echo "make gpu     everything that needs a GPU, with PYTHON's own torch ($(PYTHON))"
+	@echo "make format  write the format that make check asks for"
+
+.venv/ready: pyproject.toml setup.py constraints.txt $(SOURCES)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/python python/train_demo.py $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready
+	$(BIN)/ruff check $(PROGRAMS)
+	$(BIN)/ruff format --check $(PROGRAMS)
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/mypy
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends())"
+
+bench: .venv/ready
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+format: .venv/ready
+	$(BIN)/ruff check --fix $(PROGRAMS)
+	$(BIN)/ruff format $(PROGRAMS)
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+
+clean:
+	rm -rf .venv build dist *.egg-info weibull_kernels/*.so

@@ -1,0 +1,113 @@
+// What Python sees of the compiled kernels. Tensors come as addresses and sizes: the extension
+// knows nothing of torch, so one build serves every version of it.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "histogram.h"
+#include "sums.h"
+
+namespace py = pybind11;
+
+namespace weibull {
+namespace {
+
+using Int64Array = py::array_t<int64_t, py::array::c_style>;
+using DoubleArray = py::array_t<double, py::array::c_style>;
+
+// The columns of a row of `tensors` and of the results, in weibull_kernels/kernels/cpu.py too.
+enum TensorColumn {
+    kWeight,
+    kExpAvg,
+    kExpAvgSq,
+    kNumel,
+    kWeightDtype,
+    kExpAvgDtype,
+    kExpAvgSqDtype,
+    kTensorColumns
+};
+enum ScaleColumn { kScaledEps, kUpdateScale, kScaleColumns };
+constexpr int kSumColumns = 6, kCountColumns = 2;
+
+const void* pointer(int64_t address) { return reinterpret_cast<const void*>(address); }
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+InstructionSet find_instruction_set(const std::string& name) {
+    std::string known;
+    for (const InstructionSet& set : instruction_sets()) {
+        if (name == set.name) return set;
+        known += std::string(known.empty() ? "" : ", ") + set.name;
+    }
+    throw std::invalid_argument("this processor does not run instruction set '" + name +
+                                "'; it runs: " + known);
+}
+
+py::tuple sums(const Int64Array& tensors, const DoubleArray& scales, std::optional<Int64Array> histograms,
+               const std::string& instruction_set, int threads) {
+    require(tensors.ndim() == 2 && tensors.shape(1) == kTensorColumns, "tensors must be [P, 7]");
+    const int64_t count = tensors.shape(0);
+    require(scales.ndim() == 2 && scales.shape(0) == count && scales.shape(1) == kScaleColumns,
+            "scales must be [P, 2]");
+    require(!histograms ||
+                (histograms->ndim() == 2 && histograms->shape(0) == count && histograms->shape(1) == kBins),
+            "histograms must be [P, BINS]");
+    const InstructionSet set = find_instruction_set(instruction_set);
+
+    std::vector<Tensor> rows(count);
+    const auto cell = tensors.unchecked<2>();
+    const auto scale = scales.unchecked<2>();
+    for (int64_t i = 0; i < count; ++i) {
+        rows[i] = {{pointer(cell(i, kWeight)), Dtype(cell(i, kWeightDtype))},
+                   {pointer(cell(i, kExpAvg)), Dtype(cell(i, kExpAvgDtype))},
+                   {pointer(cell(i, kExpAvgSq)), Dtype(cell(i, kExpAvgSqDtype))},
+                   cell(i, kNumel),
+                   scale(i, kScaledEps),
+                   scale(i, kUpdateScale)};
+    }
+    int64_t* bins = histograms ? histograms->mutable_data() : nullptr;
+    std::vector<Sums> totals;
+    {
+        py::gil_scoped_release release;
+        totals = sum_tensors(rows, bins, set, threads);
+    }
+
+    DoubleArray values({count, int64_t(kSumColumns)});
+    Int64Array counts({count, int64_t(kCountColumns)});
+    auto value = values.mutable_unchecked<2>();
+    auto number = counts.mutable_unchecked<2>();
+    for (int64_t i = 0; i < count; ++i) {
+        const Sums& s = totals[i];
+        const double row[kSumColumns] = {s.weight_update, s.update_sq,  s.weight_sq,
+                                         s.log_sum,       s.log_sq_sum, s.max_abs};
+        for (int k = 0; k < kSumColumns; ++k) value(i, k) = row[k];
+        number(i, 0) = s.zero_count;
+        number(i, 1) = s.non_finite_count;
+    }
+    return py::make_tuple(values, counts);
+}
+
+std::vector<std::string> instruction_set_names() {
+    std::vector<std::string> names;
+    for (const InstructionSet& set : instruction_sets()) names.emplace_back(set.name);
+    return names;
+}
+
+}  // namespace
+}  // namespace weibull
+
+PYBIND11_MODULE(_cpu, module) {
+    using namespace py::literals;
+    module.doc() = "The kernels of weibull_kernels for CPUs.";
+    module.attr("BINS") = weibull::kBins;
+    module.def("instruction_sets", &weibull::instruction_set_names,
+               "Those this processor runs, the widest first.");
+    module.def("sums", &weibull::sums, "tensors"_a, "scales"_a, "histograms"_a, "instruction_set"_a,
+               "threads"_a,
+               "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
+}

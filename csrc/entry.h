@@ -1,0 +1,56 @@
+// The mathematics of one entry, written once for every width and every device: X is a number
+// or a pack of numbers that has +, −, ×, ÷, square_root() and multiply_add().
+//
+// Includes nothing: it is compiled inside the namespace of whoever uses it.
+
+// AdamW's update without its bias corrections: m/(√v + ε·√bc₂). With bc₁ = 1−β₁ᵗ and
+// bc₂ = 1−β₂ᵗ the update of torch.optim is u = (√bc₂/bc₁) · raw_update, so the corrections
+// leave the loop and multiply the finished sums in double precision.
+template <class X>
+WK_INLINE X raw_update(const X& exp_avg, const X& exp_avg_sq, const X& scaled_eps) {
+    return exp_avg / (square_root(exp_avg_sq) + scaled_eps);
+}
+
+// ln(1+r) for r in [−0.25, 0.5), to 2.9e-8: the polynomial of degree 8 with the smallest
+// largest error on that interval.
+template <class X>
+WK_INLINE X log1p_polynomial(const X& r) {
+    X p = X(-6.292845820e-02f);
+    p = multiply_add(p, r, X(1.396709878e-01f));
+    p = multiply_add(p, r, X(-1.748260017e-01f));
+    p = multiply_add(p, r, X(2.015987574e-01f));
+    p = multiply_add(p, r, X(-2.496922164e-01f));
+    p = multiply_add(p, r, X(3.332625580e-01f));
+    p = multiply_add(p, r, X(-5.000040263e-01f));
+    p = multiply_add(p, r, X(1.000000696e+00f));
+    return multiply_add(p, r, X(1.109494027e-08f));
+}
+
+// How a float splits into 2^exponent · mantissa with mantissa in [0.75, 1.5): around 1, so that
+// ln 1 is a small number and not the difference of two.
+template <class T>
+struct Format;
+
+template <>
+struct Format<float> {
+    using Int = int32_t;
+    static constexpr int kMantissaBits = 23;
+    static constexpr Int kMagnitude = 0x7fffffff, kSmallestNormal = 0x00800000, kInfinity = 0x7f800000,
+                         kThreeQuarters = 0x3f400000, kOne = 0x3f800000;
+    static constexpr int kSubnormalExponent = -149;
+};
+
+template <>
+struct Format<double> {
+    using Int = int64_t;
+    static constexpr int kMantissaBits = 52;
+    static constexpr Int kMagnitude = 0x7fffffffffffffff, kSmallestNormal = 0x0010000000000000,
+                         kInfinity = 0x7ff0000000000000, kThreeQuarters = 0x3fe8000000000000,
+                         kOne = 0x3ff0000000000000;
+    static constexpr int kSubnormalExponent = -1074;
+};
+
+template <class T>
+using Int = typename Format<T>::Int;
+
+constexpr double kLn2 = 0.693147180559945309417;

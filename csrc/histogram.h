@@ -1,0 +1,36 @@
+// The histogram of |w| by bit pattern: a logarithmic grid without a logarithm.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sums.h"
+
+namespace weibull {
+
+// A bin is the exponent and the leading mantissa bits of |w| as a float32, rounded towards
+// zero: 64 bins an octave over every exponent but the last, which holds no finite number. The
+// first octave holds the subnormal numbers; zeros and non-finite entries are left out.
+constexpr int kBinBits = 6;
+constexpr int kBins = 255 << kBinBits;
+
+// Counts entries into one row of the result at a time.
+class Histogram {
+public:
+    // Adds the entries [begin, begin + count) of `column` to the row `counts`. A row that a
+    // single call fills (`whole`) is written directly, others when the row changes.
+    void add(const Column& column, int64_t begin, int64_t count, int64_t* counts, bool whole);
+
+    // Writes what has been gathered. Other threads may be adding to the same row.
+    void flush();
+
+private:
+    // Increments of one counter wait for each other; with two tables equal neighbours do not.
+    // The padding keeps the tables off the same cache sets.
+    static constexpr int kTables = 2, kStride = kBins + 2 * 64 + 16;
+    std::vector<uint32_t> tables_;
+    int64_t* row_ = nullptr;
+    int64_t gathered_ = 0;
+};
+
+}  // namespace weibull

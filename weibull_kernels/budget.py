@@ -1,0 +1,236 @@
+"""The force budget: which force moved the squared norm of each tensor, and by how much."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .roles import roles_of
+from .statistics import WeightStatistics
+
+if TYPE_CHECKING:
+    import pandas
+
+Array = Any
+"""A torch tensor, a numpy array or a number: what comes in is what goes out."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Each force as a part of |alignment| + |injection| + |decay|; signed, [P], NaN where all are zero."""
+
+    alignment: Array
+    injection: Array
+    decay: Array
+
+
+@dataclass(frozen=True)
+class ForceBudget:
+    """Signed contributions to Δ‖w‖² of P tensors; positive means growth.
+
+        Δ‖w‖² = alignment + injection + decay + coupling        (exact, [W2] with its second order)
+        alignment = −2η⟨w,u⟩              injection = η²‖u‖²
+        decay     = −2(1−c)‖w‖²           coupling  = (1−c)·(2η⟨w,u⟩ + (1−c)‖w‖²)
+
+    for AdamW's step w⁺ = c·w − η·u with c = 1 − ηω. All sums are those before the step.
+
+    Attributes:
+        alignment, injection, decay, coupling: [P] float64, in units of ‖w‖².
+        norm_sq: [P] float64, ‖w‖² before the step or steps.
+        numel: [P] int64, entries of each tensor; None where it was not told.
+        steps: [P] int64, optimizer steps covered; 0 for a tensor that did not move, whose
+            forces are zero and whose norm_sq is the present one.
+        step: [P] int64, how many steps the optimizer had made on the tensor after the last of them.
+        names: of the tensors, or None.
+        weights: statistics of the weights after the last step, or None.
+    """
+
+    alignment: Array
+    injection: Array
+    decay: Array
+    coupling: Array
+    norm_sq: Array
+    numel: Array = None
+    steps: Array = 1
+    step: Array = None
+    names: tuple[str, ...] | None = None
+    weights: WeightStatistics | None = None
+
+    @classmethod
+    def from_sums(
+        cls,
+        weight_update: Array,
+        update_sq: Array,
+        norm_sq: Array,
+        *,
+        lr: Array,
+        weight_decay: Array = 0.0,
+        at: str = "before",
+        decay_factor: Array = None,
+        **described: Any,
+    ) -> ForceBudget:
+        """The budget of one step from its three sums, of any shape that broadcasts.
+
+        Taken after the step, with w⁺ in place of w, the sums before it follow by algebra:
+
+            ⟨w,u⟩ = (⟨w⁺,u⟩ + η‖u‖²)/c        ‖w‖² = (‖w⁺‖² + 2η⟨w⁺,u⟩ + η²‖u‖²)/c²
+
+        Args:
+            weight_update: ⟨w,u⟩, or ⟨w⁺,u⟩ with at="after"; u = m̂/(√v̂+ε).
+            update_sq: ‖u‖².
+            norm_sq: ‖w‖², or ‖w⁺‖² with at="after".
+            lr: η of the step.
+            weight_decay: ω, decoupled.
+            at: "before" or "after" the step.
+            decay_factor: c as the optimizer rounded it; 1 − lr·weight_decay if None.
+            described: `numel`, `steps`, `step`, `names`, `weights` of the budget.
+
+        Raises:
+            ValueError: `at` is neither; or c is 0, and the weights before the step are lost.
+
+        >>> budget = ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1)
+        >>> round(budget.predicted_change, 6)  # w⁺ = 0.99·w − 0.1·u
+        0.0294
+        """
+        if at not in ("before", "after"):
+            raise ValueError(f"at must be 'before' or 'after' the step, got {at!r}")
+        c = 1 - lr * weight_decay if decay_factor is None else decay_factor
+        if at == "after":
+            if isinstance(c, (int, float)) and c == 0:
+                raise ValueError(
+                    "lr·weight_decay is 1: the step erased the weights, so at='after' cannot look back"
+                )
+            norm_sq = (norm_sq + 2 * lr * weight_update + lr**2 * update_sq) / c**2
+            weight_update = (weight_update + lr * update_sq) / c
+        lost = 1 - c
+        return cls(
+            alignment=-2 * lr * weight_update,
+            injection=lr**2 * update_sq,
+            decay=-2 * lost * norm_sq,
+            coupling=lost * (2 * lr * weight_update + lost * norm_sq),
+            norm_sq=norm_sq,
+            **described,
+        )
+
+    @property
+    def predicted_change(self) -> Array:
+        """Δ‖w‖² of the step in exact arithmetic: the sum of the four, [P]."""
+        return self.alignment + self.injection + self.decay + self.coupling
+
+    @property
+    def absolute(self) -> Array:
+        """|alignment| + |injection| + |decay|, [P]: what the shares are shares of."""
+        return abs(self.alignment) + abs(self.injection) + abs(self.decay)
+
+    def shares(self) -> Shares:
+        """Each force over the absolute budget, signed, [P]; NaN for a tensor that did not move."""
+        with np.errstate(invalid="ignore"):
+            whole = self.absolute
+            whole = whole if isinstance(whole, (Tensor, np.ndarray)) else np.float64(whole)
+            return Shares(self.alignment / whole, self.injection / whole, self.decay / whole)
+
+    def total(self, pattern: str = "*", *, role: str | None = None) -> ForceBudget:
+        """One row: the sum over the tensors whose name matches.
+
+        Args:
+            pattern: as in `fnmatch`, such as "*.mlp.*"; all tensors by default.
+            role: only those that `wk.role_of` puts there.
+
+        Raises:
+            ValueError: no name matches, or the budget has no names to match.
+        """
+        return self.select(self._matching(pattern, role))._summed(pattern if role is None else role)
+
+    def select(self, rows: list[int]) -> ForceBudget:
+        """The budget of the given rows alone."""
+
+        def pick(value: Array) -> Array:
+            return value[rows] if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
+
+        fields = {field: pick(getattr(self, field)) for field in _COLUMNS}
+        names = None if self.names is None else tuple(self.names[row] for row in rows)
+        return ForceBudget(**fields, names=names)
+
+    def as_published(self) -> ForceBudget:
+        """The reading of the code published with [W2], for comparison with its figures only.
+
+        It measures −2η⟨w⁺,u⟩ and −2ηω‖w⁺‖² after the step and still adds η²‖u‖², which counts
+        the injection twice. Exact for one step, first order in ηω over several, where alignment
+        becomes alignment + 2·injection.
+        """
+        before = self.norm_sq
+        one = np.equal(self.steps, 1) if not isinstance(self.steps, Tensor) else self.steps == 1
+        # c from decay = −2(1−c)‖w‖²; a tensor of zeros has no decay to read it from, nor any to show.
+        lost = -self.decay / (2 * before + (before == 0))
+        after = before + self.predicted_change
+        return dataclasses.replace(
+            self,
+            alignment=self.alignment * (1 - lost * one) + 2 * self.injection,
+            decay=self.decay * (1 - one) - 2 * lost * after * one,
+            coupling=self.coupling * 0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns by name, as numpy arrays on the host; this waits for the device."""
+        columns = {field: _on_host(getattr(self, field)) for field in _COLUMNS}
+        names = (
+            {}
+            if self.names is None
+            else {"name": np.array(self.names), "role": np.array(roles_of(self.names))}
+        )
+        return names | {field: value for field, value in columns.items() if value is not None}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with a row per tensor. Needs pandas."""
+        import pandas
+
+        return pandas.DataFrame({name: np.atleast_1d(values) for name, values in self.to_dict().items()})
+
+    def _matching(self, pattern: str, role: str | None) -> list[int]:
+        if self.names is None:
+            if pattern == "*" and role is None:
+                return list(range(len(np.atleast_1d(_on_host(self.alignment)))))
+            raise ValueError(
+                f"this budget has no names to match {role or pattern!r} with; give names= to from_sums"
+            )
+        roles = roles_of(self.names)
+        rows = [
+            row
+            for row, name in enumerate(self.names)
+            if fnmatchcase(name, pattern) and (role is None or roles[row] == role)
+        ]
+        if not rows:
+            some = ", ".join(self.names[:3])
+            raise ValueError(
+                f"no tensor matches {role or pattern!r}; the {len(self.names)} names begin with {some}"
+            )
+        return rows
+
+    def _summed(self, name: str) -> ForceBudget:
+        def reduced(field: str) -> Array:
+            value = getattr(self, field)
+            if not isinstance(value, (Tensor, np.ndarray)):
+                return value
+            if field in ("steps", "step"):
+                return value.max().reshape(1)
+            return value.sum().reshape(1)
+
+        return ForceBudget(**{field: reduced(field) for field in _COLUMNS}, names=(name,))
+
+    def __str__(self) -> str:
+        from .report import budget_table
+
+        return budget_table(self)
+
+
+_COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps", "step")
+
+
+def _on_host(value: Array) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,122 @@
+"""The one table from (operation, backend) to the function that does it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .kernels.interface import Sums
+
+KERNELS = {
+    ("sums", "reference"): "weibull_kernels.kernels.reference:sums",
+    ("sums", "cpu"): "weibull_kernels.kernels.cpu:sums",
+    ("sums", "triton"): "weibull_kernels.kernels.triton:sums",
+}
+"""Named, not imported: Triton takes a while to load and need not be installed."""
+
+# The backend that is meant for a device; `reference` takes its place, with a warning, where it cannot run.
+_BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the kernels, and why it cannot run here if it cannot."""
+
+    name: str
+    devices: tuple[str, ...]
+    reason: str | None
+
+    @property
+    def available(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.reason is None
+
+    def __str__(self) -> str:
+        state = f"runs on {', '.join(self.devices)}" if self.available else f"cannot run: {self.reason}"
+        return f"{self.name:10s} {state}"
+
+
+class Backends(tuple[Backend, ...]):
+    """All backends; prints one to a line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(str(backend) for backend in self)
+
+    __str__ = __repr__
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(backend for _, backend in KERNELS))
+
+
+def _backend(name: str) -> Backend:
+    module = importlib.import_module(f"weibull_kernels.kernels.{name}")
+    return Backend(name, module.DEVICES, module.unavailable())
+
+
+def backends() -> Backends:
+    """Every backend of the library, with the reason where it cannot run on this machine.
+
+    >>> import weibull_kernels as wk
+    >>> [backend.name for backend in wk.backends()]
+    ['reference', 'cpu', 'triton']
+    """
+    return Backends(_backend(name) for name in _names())
+
+
+@functools.cache
+def _kernel(operation: str, backend: str) -> Callable[..., Sums]:
+    module, function = KERNELS[operation, backend].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@functools.cache
+def _default_backend(device_type: str) -> str:
+    meant = _BY_DEVICE.get(device_type)
+    if meant is None:
+        raise ValueError(
+            f"no backend is meant for device '{device_type}'; move the tensors to one of "
+            f"{', '.join(sorted(_BY_DEVICE))}, or pass backend='reference' if the device has float64"
+        )
+    reason = _backend(meant).reason
+    if reason is None:
+        return meant
+    # Cached with the choice, so that it is said once and not at every step.
+    warnings.warn(
+        f"weibull_kernels uses the slow reference backend on '{device_type}': backend '{meant}' cannot run "
+        f"because {reason}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return "reference"
+
+
+def find_kernel(operation: str, backend: str | None, device: torch.device) -> Callable[..., Sums]:
+    """The function that does `operation` on tensors of `device`.
+
+    With `backend=None` the device chooses. A backend that is named is the one that runs.
+
+    Raises:
+        ValueError: the name is not a backend, or no backend is meant for the device.
+        RuntimeError: the named backend cannot run here, or not on this device.
+    """
+    if backend is None:
+        return _kernel(operation, _default_backend(device.type))
+    if backend not in _names():
+        raise ValueError(f"backend must be one of {', '.join(_names())} or None, got {backend!r}")
+    found = _backend(backend)
+    if not found.available:
+        raise RuntimeError(f"backend '{backend}' cannot run: {found.reason}")
+    if backend != "reference" and device.type not in found.devices:
+        raise RuntimeError(
+            f"backend '{backend}' runs on {', '.join(found.devices)}, but the tensors are on '{device.type}'; "
+            "pass backend=None to let the device choose"
+        )
+    return _kernel(operation, backend)

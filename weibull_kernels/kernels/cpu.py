@@ -1,0 +1,80 @@
+"""The compiled CPU kernels: hands addresses and sizes to the extension built from `csrc/`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .interface import BINS, Rows, Sums
+from .memory import flat_columns
+
+try:
+    from weibull_kernels import _cpu
+except ImportError as error:
+    _cpu = None  # type: ignore[assignment]
+    _import_error = error
+
+DEVICES = ("cpu",)
+
+# As in csrc/sums.h.
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def unavailable() -> str | None:
+    """Why the extension cannot run, or None if it can."""
+    if _cpu is None:
+        return (
+            f"the compiled extension is missing ({_import_error}); install a C++17 compiler and the Python "
+            "headers, then reinstall with `pip install --force-reinstall --no-deps weibull-kernels`"
+        )
+    return None
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets this processor runs, the widest first: the first is the one in use."""
+    return _cpu.instruction_sets()
+
+
+def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | None = None) -> Sums:
+    """Every sum of `interface.Sums` in one pass, by as many threads as torch is set to."""
+    flat = flat_columns(rows)  # holds copies alive until the pass is over
+    tensors = np.array([_addresses(*columns) for columns in flat], dtype=np.int64).reshape(-1, 7)
+    root = rows.bias_correction2.sqrt()
+    scales = torch.stack((rows.eps * root, root / rows.bias_correction1), dim=1).numpy()
+    # Fresh zeroed memory costs nothing until a bin is written: most never are.
+    histograms = np.zeros((len(flat), BINS), dtype=np.int64) if with_histogram else None
+    values, counts = _cpu.sums(
+        tensors,
+        scales,
+        histograms,
+        instruction_set=instruction_set or _cpu.instruction_sets()[0],
+        threads=torch.get_num_threads(),
+    )
+    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs = torch.from_numpy(values).unbind(1)
+    zero_count, non_finite_count = torch.from_numpy(counts).unbind(1)
+    return Sums(
+        weight_update=weight_update,
+        update_sq=update_sq,
+        weight_sq=weight_sq,
+        log_sum=log_sum,
+        log_sq_sum=log_sq_sum,
+        max_abs=max_abs,
+        zero_count=zero_count,
+        non_finite_count=non_finite_count,
+        histogram=None if histograms is None else torch.from_numpy(histograms),
+    )
+
+
+def _addresses(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> tuple[int, ...]:
+    if exp_avg is None or exp_avg_sq is None:
+        return weight.data_ptr(), 0, 0, weight.numel(), _DTYPES[weight.dtype], 0, 0
+    return (
+        weight.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        weight.numel(),
+        _DTYPES[weight.dtype],
+        _DTYPES[exp_avg.dtype],
+        _DTYPES[exp_avg_sq.dtype],
+    )

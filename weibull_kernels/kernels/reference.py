@@ -1,0 +1,112 @@
+"""The oracle: float64, plain torch, one equation a function.
+
+Every other backend is tested against this one. It runs on any device that has float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .interface import BIN_BITS, BINS, Rows, Sums
+
+DEVICES = ("any device with float64",)
+
+
+def unavailable() -> str | None:
+    """The reference needs nothing but torch."""
+    return None
+
+
+def update(
+    exp_avg: Tensor, exp_avg_sq: Tensor, bias_correction1: Tensor, bias_correction2: Tensor, eps: Tensor
+) -> Tensor:
+    """u = m̂/(√v̂+ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ): AdamW as in torch.optim."""
+    return (exp_avg / bias_correction1) / ((exp_avg_sq / bias_correction2).sqrt() + eps)
+
+
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a,b⟩ = Σ aᵢ·bᵢ."""
+    return (a * b).sum()
+
+
+def log_magnitudes(weight: Tensor) -> Tensor:
+    """ln|w| of the finite non-zero entries, as one column."""
+    magnitude = weight.abs()
+    return magnitude[(magnitude > 0) & (magnitude < torch.inf)].log()
+
+
+def largest_magnitude(weight: Tensor) -> Tensor:
+    """max|w| over the finite entries, 0 where there are none."""
+    magnitude = weight.abs().flatten()
+    finite = magnitude[magnitude < torch.inf]
+    return finite.max() if finite.numel() else magnitude.new_zeros(())
+
+
+def histogram(weight: Tensor) -> Tensor:
+    """Counts [BINS] of the finite non-zero |w| on the grid of float32's leading bits.
+
+    An octave 2^e ≤ |w| < 2^(e+1) is row e+127 of 64 equal bins; row 0 holds the subnormal
+    numbers of float32, |w| < 2^−126, in 64 equal bins too. Magnitudes beyond float32's
+    largest number count in the last bin.
+    """
+    magnitude = weight.abs().flatten()
+    magnitude = magnitude[(magnitude > 0) & (magnitude < torch.inf)]
+    per_octave = 1 << BIN_BITS
+    mantissa, exponent = torch.frexp(magnitude)  # magnitude = mantissa · 2^exponent, ½ ≤ mantissa < 1
+    bins = (exponent.long() + 126) * per_octave + ((2 * mantissa - 1) * per_octave).long()
+    subnormal = magnitude < 2.0**-126
+    bins = torch.where(subnormal, (magnitude * 2.0**126 * per_octave).long(), bins).clamp(max=BINS - 1)
+    return torch.bincount(bins, minlength=BINS)
+
+
+def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
+    """Every sum of `interface.Sums`, tensor by tensor."""
+    device = rows.eps.device
+    values: list[list[Tensor]] = []
+    counts: list[list[Tensor]] = []
+    histograms: list[Tensor] = []
+    for i, (weight, exp_avg, exp_avg_sq) in enumerate(
+        zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True)
+    ):
+        w = weight.detach().double()
+        if exp_avg is None or exp_avg_sq is None:
+            u = torch.zeros_like(w)
+        else:
+            u = update(
+                exp_avg.detach().double(),
+                exp_avg_sq.detach().double(),
+                rows.bias_correction1[i],
+                rows.bias_correction2[i],
+                rows.eps[i],
+            )
+        log = log_magnitudes(w)
+        values.append(
+            [
+                inner_product(w, u),
+                inner_product(u, u),
+                inner_product(w, w),
+                log.sum(),
+                log.square().sum(),
+                largest_magnitude(w),
+            ]
+        )
+        counts.append([(w == 0).sum(), (~w.isfinite()).sum()])
+        if with_histogram:
+            histograms.append(histogram(w))
+    columns = torch.stack([torch.stack(row) for row in values]).unbind(1) if values else _empty(6, device)
+    zero_count, non_finite_count = (
+        torch.stack([torch.stack(row) for row in counts]).unbind(1)
+        if counts
+        else _empty(2, device, torch.int64)
+    )
+    bins = None
+    if with_histogram:
+        bins = (
+            torch.stack(histograms) if histograms else torch.zeros(0, BINS, dtype=torch.int64, device=device)
+        )
+    return Sums(*columns, zero_count, non_finite_count, bins)
+
+
+def _empty(count: int, device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    return torch.zeros(0, count, dtype=dtype, device=device).unbind(1)

@@ -1,0 +1,104 @@
+"""From an optimizer, right after its step, to the force budget of that step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .budget import ForceBudget
+from .dispatch import find_kernel
+from .kernels.interface import Sums
+from .optimizers import LearningRate, Row, read_optimizer, with_columns
+from .statistics import WeightStatistics
+
+
+@torch.no_grad()
+def forces(
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module | None = None,
+    *,
+    lr: LearningRate | None = None,
+    since: ForceBudget | None = None,
+    histogram: bool = False,
+    backend: str | None = None,
+) -> ForceBudget:
+    """The force budget of the optimizer's last step, one row per parameter.
+
+        Δ‖w‖² = alignment + injection + decay + coupling
+
+    Call it right after `optimizer.step()`, before `scheduler.step()`. It reads weights and
+    moments once, changes nothing, and does not wait for the device: results stay there until
+    they are read. The formulas are those of `ForceBudget`; they hold exactly, with every
+    group's own learning rate, decay, betas and step, as torch rounds them.
+
+    A step that a gradient scaler skipped leaves no trace in the optimizer, so the budget is
+    then that of the last step taken, `budget.step` unmoved. Pass the previous budget as
+    `since` to have such rows come back as zeros.
+
+    Args:
+        optimizer: `torch.optim.AdamW` or `torch.optim.Adam` in any of their forms. Adam's L2
+            decay acts through the gradient, so it sits in u and `decay` is 0.
+        model: names the rows. Else the names are those given to the optimizer
+            (`AdamW(model.named_parameters())`), else positions, "group.index".
+        lr: the rate that the step used, where a scheduler has moved on already: a number, or
+            one per param group as from `scheduler.get_last_lr()` before it stepped.
+        since: an earlier budget of the same optimizer. Tensors whose step count has not moved
+            since (a skipped step, no gradient) become rows of zero force, `steps` 0.
+        histogram: also count the bit-pattern histogram into `budget.weights`.
+        backend: "reference", "cpu", "triton", or None to let the device choose.
+
+    Returns:
+        A `ForceBudget` in the order of the param groups, float64 on the device of the
+        parameters. A parameter without state yet has zero force and `steps` 0.
+        `budget.weights` holds the statistics of the weights after the step.
+
+    Raises:
+        TypeError: the optimizer's update is not known, or a parameter is sparse, complex,
+            quantised or a wrapper.
+        ValueError: no parameters, or `lr`, `model` or `since` do not fit the optimizer.
+        RuntimeError: the named backend cannot run here.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
+    >>> model(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> forces(optimizer).names
+    ('weight', 'bias')
+    """
+    rows = read_optimizer(optimizer, model, lr)
+    if not rows:
+        raise ValueError("the optimizer has no parameters to measure")
+    if since is not None and since.names != tuple(row.name for row in rows):
+        raise ValueError("since= must be an earlier budget of the same optimizer: its rows have other names")
+
+    devices = list(dict.fromkeys(row.weight.device for row in rows))
+    if len(devices) == 1:
+        return _forces_on(rows, since, histogram, backend)
+    raise NotImplementedError(devices)
+
+
+def _forces_on(
+    rows: list[Row], since: ForceBudget | None, histogram: bool, backend: str | None
+) -> ForceBudget:
+    stepped = with_columns(rows)
+    device = stepped.lr.device
+    sums: Sums = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
+    moved = stepped.step > 0
+    if since is not None:
+        moved &= stepped.step > since.step.to(device)
+    names = tuple(row.name for row in rows)
+    numel = torch.tensor([row.weight.numel() for row in rows]).to(device, non_blocking=True)
+    # A tensor that did not move: no rate, no decay, hence no force.
+    return ForceBudget.from_sums(
+        torch.where(moved, sums.weight_update, 0.0),
+        torch.where(moved, sums.update_sq, 0.0),
+        sums.weight_sq,
+        lr=stepped.lr,
+        decay_factor=torch.where(moved, stepped.decay_factor, 1.0),
+        at="after",
+        numel=numel,
+        steps=moved.long(),
+        step=stepped.step.long(),
+        names=names,
+        weights=WeightStatistics.from_sums(names, numel, sums),
+    )

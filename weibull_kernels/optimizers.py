@@ -1,0 +1,278 @@
+"""From an optimizer, right after its step, to rows of tensors and the numbers it stepped with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels.interface import Rows
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# The prefixes that wrappers put before the names of a model's parameters.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+LearningRate = float | Tensor | Sequence[float | Tensor]
+
+
+class Row(NamedTuple):
+    """One parameter: its name, its tensors (no moments before its first step), its group's settings."""
+
+    name: str
+    weight: Tensor
+    exp_avg: Tensor | None
+    exp_avg_sq: Tensor | None
+    step: Tensor | float
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one param group of Adam or AdamW is set to, and how torch executes it."""
+
+    lr: float | Tensor
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    decoupled: bool
+    fused: bool
+    foreach: bool | None
+    capturable: bool
+
+    def decay_factor(self, weight: Tensor) -> float | Tensor:
+        """c of w⁺ = c·w − η·u, as rounded by the implementation that multiplied by it.
+
+        The for-loop, foreach and the CPU's fused step multiply by 1 − lr·wd rounded to the dtype
+        of the arithmetic (foreach: of the weight); CUDA's fused step subtracts lr·wd·w, which is
+        nearly exact. A tensor lr is multiplied in its own dtype.
+        """
+        if not self.decoupled or self.weight_decay == 0:
+            return 1.0
+        on_gpu = weight.device.type == "cuda"
+        if self.fused and on_gpu:
+            return 1 - _as_double(self.lr) * self.weight_decay
+        factor = 1 - self.lr * self.weight_decay
+        foreach = on_gpu and not self.fused if self.foreach is None else self.foreach
+        rounded_to = weight.dtype if foreach or weight.dtype == torch.float64 else torch.float32
+        if isinstance(factor, Tensor):
+            return factor.to(rounded_to).double()
+        return torch.tensor(factor, dtype=torch.float64).to(rounded_to).item()
+
+    def bias_correction_in_float32(self, weight: Tensor) -> bool:
+        """Whether torch computed 1 − βᵗ in float32: capturable, and CUDA's fused step since 2.13."""
+        if self.fused:
+            return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
+        return self.capturable
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The rows of one device and their numbers, as float64 columns [P] of that device."""
+
+    rows: tuple[Row, ...]
+    lr: Tensor
+    decay_factor: Tensor
+    step: Tensor
+    kernel_rows: Rows
+
+
+def read_optimizer(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None = None, lr: LearningRate | None = None
+) -> list[Row]:
+    """One row per parameter in the order of `optimizer.param_groups`, a parameter listed twice only once.
+
+    Args:
+        optimizer: a `torch.optim.AdamW` or `torch.optim.Adam`.
+        model: names the parameters. Without it the names are those of named param groups,
+            else positions, "group.index".
+        lr: the rate that the last step used, for all groups or one per group; read from the
+            groups if None.
+
+    Raises:
+        TypeError: an optimizer whose update is not known, or a parameter that is no plain tensor.
+        ValueError: a parameter that `model` does not own, or the wrong number of learning rates.
+    """
+    _require_known_update(optimizer)
+    names = None if model is None else _names_in(model)
+    rates = _rates(lr, len(optimizer.param_groups))
+    rows: list[Row] = []
+    seen: set[int] = set()
+    for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
+        settings = _settings(group, rate)
+        given = group.get("param_names")
+        for position, parameter in enumerate(group["params"]):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            place = f"{index}.{position}"
+            if names is not None:
+                name = _look_up(names, parameter, place)
+            else:
+                name = place if given is None else given[position]
+            rows.append(_row(name, parameter, optimizer.state.get(parameter, {}), group, settings))
+    return rows
+
+
+def with_columns(rows: Sequence[Row]) -> Stepped:
+    """Rows of one device with their numbers. Nothing is read back from the device.
+
+    Numbers on the host go up in one copy, tensors (a capturable step, a tensor lr) are stacked.
+    """
+    device = rows[0].weight.device
+    factors: dict[tuple[int, torch.dtype], float | Tensor] = {}
+
+    def decay_factor(row: Row) -> float | Tensor:
+        key = (id(row.settings), row.weight.dtype)
+        if key not in factors:
+            factors[key] = row.settings.decay_factor(row.weight)
+        return factors[key]
+
+    lr = _column([row.settings.lr for row in rows], device)
+    step = _column([row.step for row in rows], device)
+    # Betas and eps to the precision that Python holds them in.
+    beta1, beta2, eps = (
+        torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
+        for values in zip(*((r.settings.beta1, r.settings.beta2, r.settings.eps) for r in rows), strict=True)
+    )
+    stepped = step.clamp(min=1)  # rows without state have no correction; 1 keeps them finite
+    corrections = [1 - beta1**stepped, 1 - beta2**stepped]
+    in_float32 = [row.settings.bias_correction_in_float32(row.weight) for row in rows]
+    if any(in_float32):
+        rounded = torch.tensor(in_float32).to(device, non_blocking=True)
+        corrections = [
+            torch.where(rounded, (1 - beta.float() ** stepped.float()).double(), exact)
+            for beta, exact in zip((beta1, beta2), corrections, strict=True)
+        ]
+    return Stepped(
+        rows=tuple(rows),
+        lr=lr,
+        decay_factor=_column([decay_factor(row) for row in rows], device),
+        step=step,
+        kernel_rows=Rows(
+            weights=[row.weight for row in rows],
+            exp_avgs=[row.exp_avg for row in rows],
+            exp_avg_sqs=[row.exp_avg_sq for row in rows],
+            bias_correction1=corrections[0],
+            bias_correction2=corrections[1],
+            eps=eps,
+        ),
+    )
+
+
+def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
+    # A subclass is as good as its parent unless it steps in its own way.
+    if isinstance(optimizer, torch.optim.Adam) and type(optimizer).step is torch.optim.Adam.step:
+        return
+    if isinstance(optimizer, torch.optim.AdamW) and type(optimizer).step is torch.optim.AdamW.step:
+        return
+    inner = getattr(optimizer, "optimizer", None)
+    remedy = (
+        "pass the optimizer it wraps, `.optimizer`"
+        if isinstance(inner, torch.optim.Adam)
+        else "use torch.optim.AdamW or Adam"
+    )
+    raise TypeError(
+        f"forces() knows the update of torch.optim.AdamW and torch.optim.Adam, got "
+        f"{type(optimizer).__module__}.{type(optimizer).__qualname__}; {remedy}"
+    )
+
+
+def _names_in(model: torch.nn.Module) -> dict[int, str]:
+    names = {}
+    for name, parameter in model.named_parameters():
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "") if wrapper.startswith("_") else name.removeprefix(wrapper)
+        names[id(parameter)] = name
+    return names
+
+
+def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:
+    try:
+        return names[id(parameter)]
+    except KeyError:
+        raise ValueError(
+            f"the parameter at {place} of the optimizer (shape {tuple(parameter.shape)}) is not among "
+            "model.named_parameters(); pass the model that owns all parameters, or model=None"
+        ) from None
+
+
+def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
+    if lr is None:
+        return [None] * groups
+    if isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.numel() == 1):
+        return [lr] * groups
+    rates = list(lr)
+    if len(rates) != groups:
+        raise ValueError(f"lr must be one rate or one per param group ({groups}), got {len(rates)}")
+    return rates
+
+
+def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    return Settings(
+        lr=group["lr"] if rate is None else rate,
+        weight_decay=float(group["weight_decay"]),
+        beta1=beta1,
+        beta2=beta2,
+        eps=float(group["eps"]),
+        decoupled=bool(group["decoupled_weight_decay"]),
+        fused=bool(group["fused"]),
+        foreach=group["foreach"],
+        capturable=bool(group["capturable"]),
+    )
+
+
+def _row(
+    name: str, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], settings: Settings
+) -> Row:
+    _require_plain(name, parameter)
+    if "exp_avg" not in state:
+        return Row(name, parameter, None, None, 0.0, settings)
+    exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    for moment, tensor in (("exp_avg", state["exp_avg"]), ("exp_avg_sq", exp_avg_sq)):
+        if tensor.shape != parameter.shape or tensor.device != parameter.device:
+            raise ValueError(
+                f"{moment} of '{name}' must have the weight's shape {tuple(parameter.shape)} and device "
+                f"{parameter.device}, got {tuple(tensor.shape)} on {tensor.device}; was the model moved "
+                "or the state loaded after the optimizer was made?"
+            )
+        _require_plain(f"{moment} of {name}", tensor)
+    return Row(name, parameter, state["exp_avg"], exp_avg_sq, state["step"], settings)
+
+
+def _require_plain(name: str, tensor: Tensor) -> None:
+    kind = type(tensor)
+    if kind is not Tensor and kind is not torch.nn.Parameter:
+        raise TypeError(
+            f"'{name}' is a {kind.__module__}.{kind.__qualname__}; forces() reads plain torch tensors, "
+            "so gather a sharded or wrapped parameter first"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"'{name}' has layout {tensor.layout}; forces() needs a dense tensor: call .to_dense()"
+        )
+    if tensor.dtype not in _DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"'{name}' has dtype {tensor.dtype}; forces() takes {known}")
+    if tensor.is_meta:
+        raise TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
+
+
+def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
+    """Numbers and one-entry tensors as float64 [P] on `device`, without waiting for the device."""
+    values = list(values)
+    if not any(isinstance(value, Tensor) for value in values):
+        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
+    cells = [v.detach().reshape(()) if isinstance(v, Tensor) else torch.tensor(v) for v in values]
+    if len({(cell.device, cell.dtype) for cell in cells}) > 1:
+        cells = [cell.to(device, torch.float64, non_blocking=True) for cell in cells]
+    return torch.stack(cells).to(device, torch.float64, non_blocking=True)
+
+
+def _as_double(value: float | Tensor) -> float | Tensor:
+    return value.double() if isinstance(value, Tensor) else value
