@@ -25,12 +25,16 @@ public:
     void flush();
 
 private:
-    // Increments of one counter wait for each other; with two tables equal neighbours do not.
-    // The padding keeps the tables off the same cache sets.
-    static constexpr int kTables = 2, kStride = kBins + 2 * 64 + 16;
+    void count_block(const uint32_t* bits, int64_t count, uintptr_t next, int64_t step);
+
+    // Increments of one counter wait for each other; with four tables equal neighbours do not,
+    // even where all entries are equal. A table has a last octave for the non-finite entries,
+    // and padding that keeps the tables off the same cache sets.
+    static constexpr int kTables = 4, kStride = (256 << kBinBits) + 2 * 64 + 16;
     std::vector<uint32_t> tables_;
     int64_t* row_ = nullptr;
     int64_t gathered_ = 0;
+    int64_t zeros_ = 0;  // entries equal to 0, which the tables count in their first bin
 };
 
 }  // namespace weibull

@@ -1,5 +1,6 @@
 """Why the weights of a network grow, overshoot and relax under AdamW."""
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from .budget import ForceBudget, Shares
@@ -8,7 +9,10 @@ from .measure import forces
 from .roles import ROLES, TRANSMISSION, role_of
 from .statistics import WeightStatistics
 
-__version__ = _version("weibull-kernels")
+try:
+    __version__ = _version("weibull-kernels")
+except _PackageNotFoundError:  # run from a checkout, without installing it
+    __version__ = "0+checkout"
 
 __all__ = [
     "ROLES",

@@ -165,7 +165,7 @@ class ForceBudget:
         becomes alignment + 2·injection.
         """
         before = self.norm_sq
-        one = np.equal(self.steps, 1) if not isinstance(self.steps, Tensor) else self.steps == 1
+        one = (self.steps == 1) * 1
         # c from decay = −2(1−c)‖w‖²; a tensor of zeros has no decay to read it from, nor any to show.
         lost = -self.decay / (2 * before + (before == 0))
         after = before + self.predicted_change
@@ -190,7 +190,9 @@ class ForceBudget:
         """A table with a row per tensor. Needs pandas."""
         import pandas
 
-        return pandas.DataFrame({name: np.atleast_1d(values) for name, values in self.to_dict().items()})
+        columns = self.to_dict()
+        rows = np.broadcast_arrays(*(np.atleast_1d(values) for values in columns.values()))
+        return pandas.DataFrame(dict(zip(columns, rows, strict=True)))
 
     def _matching(self, pattern: str, role: str | None) -> list[int]:
         if self.names is None:

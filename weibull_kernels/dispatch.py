@@ -74,7 +74,8 @@ def backends() -> Backends:
 @functools.cache
 def _kernel(operation: str, backend: str) -> Callable[..., Sums]:
     module, function = KERNELS[operation, backend].split(":")
-    return getattr(importlib.import_module(module), function)
+    kernel: Callable[..., Sums] = getattr(importlib.import_module(module), function)
+    return kernel
 
 
 @functools.cache
@@ -116,7 +117,7 @@ def find_kernel(operation: str, backend: str | None, device: torch.device) -> Ca
         raise RuntimeError(f"backend '{backend}' cannot run: {found.reason}")
     if backend != "reference" and device.type not in found.devices:
         raise RuntimeError(
-            f"backend '{backend}' runs on {', '.join(found.devices)}, but the tensors are on '{device.type}'; "
-            "pass backend=None to let the device choose"
+            f"backend '{backend}' runs on {', '.join(found.devices)}, "
+            f"but the tensors are on '{device.type}'; pass backend=None to let the device choose"
         )
     return _kernel(operation, backend)

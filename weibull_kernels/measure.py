@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .budget import ForceBudget
 from .dispatch import find_kernel
-from .kernels.interface import Sums
 from .optimizers import LearningRate, Row, read_optimizer, with_columns
 from .statistics import WeightStatistics
 
@@ -71,21 +73,49 @@ def forces(
     if since is not None and since.names != tuple(row.name for row in rows):
         raise ValueError("since= must be an earlier budget of the same optimizer: its rows have other names")
 
-    devices = list(dict.fromkeys(row.weight.device for row in rows))
-    if len(devices) == 1:
-        return _forces_on(rows, since, histogram, backend)
-    raise NotImplementedError(devices)
+    steps = None if since is None else since.step
+    by_device: dict[torch.device, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_device.setdefault(row.weight.device, []).append(index)
+    if len(by_device) == 1:
+        return _forces_on(rows, steps, histogram, backend)
+    parts = [
+        _forces_on([rows[i] for i in indices], None if steps is None else steps[indices], histogram, backend)
+        for indices in by_device.values()
+    ]
+    return _joined(parts, [index for indices in by_device.values() for index in indices])
 
 
-def _forces_on(
-    rows: list[Row], since: ForceBudget | None, histogram: bool, backend: str | None
-) -> ForceBudget:
+def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
+    """The budgets of several devices as one, in the order of `rows`, on the first accelerator."""
+    devices = [part.alignment.device for part in parts]
+    home = next((device for device in devices if device.type != "cpu"), devices[0])
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+
+    def join(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat([value.to(home, non_blocking=True) for value in values])[order]
+        if isinstance(values[0], tuple):
+            together = [name for value in values for name in value]
+            return tuple(together[index] for index in order)
+        if isinstance(values[0], (ForceBudget, WeightStatistics)):
+            fields = [field.name for field in dataclasses.fields(values[0])]
+            return type(values[0])(
+                **{field: join([getattr(value, field) for value in values]) for field in fields}
+            )
+        return values[0]
+
+    joined: ForceBudget = join(parts)
+    return joined
+
+
+def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: str | None) -> ForceBudget:
     stepped = with_columns(rows)
     device = stepped.lr.device
-    sums: Sums = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
+    sums = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
     moved = stepped.step > 0
     if since is not None:
-        moved &= stepped.step > since.step.to(device)
+        moved &= stepped.step > since.to(device)
     names = tuple(row.name for row in rows)
     numel = torch.tensor([row.weight.numel() for row in rows]).to(device, non_blocking=True)
     # A tensor that did not move: no rate, no decay, hence no force.

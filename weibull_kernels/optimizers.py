@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +15,9 @@ from .kernels.interface import Rows
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# The prefixes that wrappers put before the names of a model's parameters.
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+# The prefixes that wrappers put before the names of a model's parameters: the marks of the library
+# anywhere in them, "module." only where it is left in front.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
 
 LearningRate = float | Tensor | Sequence[float | Tensor]
 
@@ -45,7 +48,7 @@ class Settings:
     capturable: bool
 
     def decay_factor(self, weight: Tensor) -> float | Tensor:
-        """c of w⁺ = c·w − η·u, as rounded by the implementation that multiplied by it.
+        """The c of w⁺ = c·w − η·u, as rounded by the implementation that multiplied by it.
 
         The for-loop, foreach and the CPU's fused step multiply by 1 − lr·wd rounded to the dtype
         of the arithmetic (foreach: of the weight); CUDA's fused step subtracts lr·wd·w, which is
@@ -54,9 +57,9 @@ class Settings:
         if not self.decoupled or self.weight_decay == 0:
             return 1.0
         on_gpu = weight.device.type == "cuda"
+        factor = 1 - (_as_double(self.lr) if self.fused else self.lr) * self.weight_decay
         if self.fused and on_gpu:
-            return 1 - _as_double(self.lr) * self.weight_decay
-        factor = 1 - self.lr * self.weight_decay
+            return factor
         foreach = on_gpu and not self.fused if self.foreach is None else self.foreach
         rounded_to = weight.dtype if foreach or weight.dtype == torch.float64 else torch.float32
         if isinstance(factor, Tensor):
@@ -64,7 +67,7 @@ class Settings:
         return torch.tensor(factor, dtype=torch.float64).to(rounded_to).item()
 
     def bias_correction_in_float32(self, weight: Tensor) -> bool:
-        """Whether torch computed 1 − βᵗ in float32: capturable, and CUDA's fused step since 2.13."""
+        """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, and CUDA's fused since 2.13."""
         if self.fused:
             return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
         return self.capturable
@@ -165,10 +168,10 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
 
 
 def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
-    # A subclass is as good as its parent unless it steps in its own way.
-    if isinstance(optimizer, torch.optim.Adam) and type(optimizer).step is torch.optim.Adam.step:
-        return
-    if isinstance(optimizer, torch.optim.AdamW) and type(optimizer).step is torch.optim.AdamW.step:
+    # A subclass is as good as its parent unless it steps in its own way. Torch wraps the `step` of
+    # whichever class is instantiated first, so what counts is the function inside.
+    known = inspect.unwrap(torch.optim.Adam.step)
+    if isinstance(optimizer, torch.optim.Adam) and inspect.unwrap(type(optimizer).step) is known:
         return
     inner = getattr(optimizer, "optimizer", None)
     remedy = (
@@ -204,9 +207,11 @@ def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:
 def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
     if lr is None:
         return [None] * groups
-    if isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.numel() == 1):
+    if isinstance(lr, Real):
+        return [float(lr)] * groups
+    if isinstance(lr, Tensor) and lr.numel() == 1:
         return [lr] * groups
-    rates = list(lr)
+    rates = [rate if isinstance(rate, Tensor) else float(rate) for rate in lr]
     if len(rates) != groups:
         raise ValueError(f"lr must be one rate or one per param group ({groups}), got {len(rates)}")
     return rates
@@ -223,7 +228,7 @@ def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
         decoupled=bool(group["decoupled_weight_decay"]),
         fused=bool(group["fused"]),
         foreach=group["foreach"],
-        capturable=bool(group["capturable"]),
+        capturable=bool(group["capturable"] or group["differentiable"]),
     )
 
 
@@ -268,7 +273,10 @@ def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
     values = list(values)
     if not any(isinstance(value, Tensor) for value in values):
         return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-    cells = [v.detach().reshape(()) if isinstance(v, Tensor) else torch.tensor(v) for v in values]
+    cells = [
+        v.detach().reshape(()) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)
+        for v in values
+    ]
     if len({(cell.device, cell.dtype) for cell in cells}) > 1:
         cells = [cell.to(device, torch.float64, non_blocking=True) for cell in cells]
     return torch.stack(cells).to(device, torch.float64, non_blocking=True)

@@ -12,8 +12,9 @@ from .memory import flat_columns
 try:
     from weibull_kernels import _cpu
 except ImportError as error:
-    _cpu = None  # type: ignore[assignment]
-    _import_error = error
+    _missing: str | None = str(error)
+else:
+    _missing = None
 
 DEVICES = ("cpu",)
 
@@ -23,9 +24,9 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 
 def unavailable() -> str | None:
     """Why the extension cannot run, or None if it can."""
-    if _cpu is None:
+    if _missing is not None:
         return (
-            f"the compiled extension is missing ({_import_error}); install a C++17 compiler and the Python "
+            f"the compiled extension is missing ({_missing}); install a C++17 compiler and the Python "
             "headers, then reinstall with `pip install --force-reinstall --no-deps weibull-kernels`"
         )
     return None

@@ -23,17 +23,19 @@ def flat_columns(rows: Rows) -> list[tuple[Tensor, Tensor | None, Tensor | None]
     """Weight and moments of each row with their entries in the same order in memory.
 
     Sums do not depend on the order of the entries, so channels-last tensors go as they are. A
-    weight with gaps (a slice of something larger) is copied, and so is a moment whose order differs.
+    weight with gaps (a slice of something larger) is copied, and so are tensors whose orders differ.
     """
-    flat = []
-    for weight, exp_avg, exp_avg_sq in zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True):
-        moments = [tensor for tensor in (exp_avg, exp_avg_sq) if tensor is not None]
-        if weight.is_contiguous():
-            if not all(moment.is_contiguous() for moment in moments):
-                exp_avg, exp_avg_sq = (None if t is None else t.contiguous() for t in (exp_avg, exp_avg_sq))
-        elif not _is_dense(weight) or any(moment.stride() != weight.stride() for moment in moments):
-            weight, exp_avg, exp_avg_sq = (
-                None if t is None else t.contiguous() for t in (weight, exp_avg, exp_avg_sq)
-            )
-        flat.append((weight, exp_avg, exp_avg_sq))
-    return flat
+    return [_flat(*columns) for columns in zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True)]
+
+
+def _flat(
+    weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if exp_avg is None or exp_avg_sq is None:
+        return (weight if _is_dense(weight) else weight.contiguous()), None, None
+    columns = (weight, exp_avg, exp_avg_sq)
+    if all(column.is_contiguous() for column in columns):
+        return columns
+    if _is_dense(weight) and exp_avg.stride() == weight.stride() == exp_avg_sq.stride():
+        return columns
+    return weight.contiguous(), exp_avg.contiguous(), exp_avg_sq.contiguous()

@@ -21,12 +21,12 @@ def unavailable() -> str | None:
 def update(
     exp_avg: Tensor, exp_avg_sq: Tensor, bias_correction1: Tensor, bias_correction2: Tensor, eps: Tensor
 ) -> Tensor:
-    """u = m̂/(√v̂+ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ): AdamW as in torch.optim."""
+    """AdamW's update u = m̂/(√v̂+ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ), as in torch.optim."""
     return (exp_avg / bias_correction1) / ((exp_avg_sq / bias_correction2).sqrt() + eps)
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a,b⟩ = Σ aᵢ·bᵢ."""
+    """The inner product ⟨a,b⟩ = Σ aᵢ·bᵢ."""
     return (a * b).sum()
 
 
@@ -63,6 +63,7 @@ def histogram(weight: Tensor) -> Tensor:
 def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     """Every sum of `interface.Sums`, tensor by tensor."""
     device = rows.eps.device
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
     values: list[list[Tensor]] = []
     counts: list[list[Tensor]] = []
     histograms: list[Tensor] = []
@@ -70,9 +71,8 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
         zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True)
     ):
         w = weight.detach().double()
-        if exp_avg is None or exp_avg_sq is None:
-            u = torch.zeros_like(w)
-        else:
+        weight_update = update_sq = nothing
+        if exp_avg is not None and exp_avg_sq is not None:
             u = update(
                 exp_avg.detach().double(),
                 exp_avg_sq.detach().double(),
@@ -80,11 +80,12 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
                 rows.bias_correction2[i],
                 rows.eps[i],
             )
+            weight_update, update_sq = inner_product(w, u), inner_product(u, u)
         log = log_magnitudes(w)
         values.append(
             [
-                inner_product(w, u),
-                inner_product(u, u),
+                weight_update,
+                update_sq,
                 inner_product(w, w),
                 log.sum(),
                 log.square().sum(),
@@ -94,19 +95,23 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
         counts.append([(w == 0).sum(), (~w.isfinite()).sum()])
         if with_histogram:
             histograms.append(histogram(w))
-    columns = torch.stack([torch.stack(row) for row in values]).unbind(1) if values else _empty(6, device)
-    zero_count, non_finite_count = (
-        torch.stack([torch.stack(row) for row in counts]).unbind(1)
-        if counts
-        else _empty(2, device, torch.int64)
-    )
+    columns = _stacked(values, 6, torch.float64, device)
+    zero_count, non_finite_count = _stacked(counts, 2, torch.int64, device)
+    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs = columns
     bins = None
     if with_histogram:
         bins = (
             torch.stack(histograms) if histograms else torch.zeros(0, BINS, dtype=torch.int64, device=device)
         )
-    return Sums(*columns, zero_count, non_finite_count, bins)
+    return Sums(
+        weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count, bins
+    )
 
 
-def _empty(count: int, device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    return torch.zeros(0, count, dtype=dtype, device=device).unbind(1)
+def _stacked(
+    cells: list[list[Tensor]], width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Rows of numbers as columns, also where there are no rows."""
+    if not cells:
+        return torch.zeros(0, width, dtype=dtype, device=device).unbind(1)
+    return torch.stack([torch.stack(row) for row in cells]).unbind(1)

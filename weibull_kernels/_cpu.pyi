@@ -1,0 +1,15 @@
+"""The extension built from csrc/."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS: int
+
+def instruction_sets() -> list[str]: ...
+def sums(
+    tensors: NDArray[np.int64],
+    scales: NDArray[np.float64],
+    histograms: NDArray[np.int64] | None,
+    instruction_set: str,
+    threads: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]: ...

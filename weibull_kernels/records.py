@@ -1,0 +1,301 @@
+"""The record file of a run: one row per recorded step and tensor, in Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import weakref
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import torch
+
+from .budget import Array, ForceBudget
+from .roles import roles_of
+
+_FORMAT = 1
+_KEY = b"weibull_kernels"
+_ROWS_PER_GROUP = 100_000
+
+_FORCES = ("alignment", "injection", "decay", "coupling")
+_STATISTICS = ("log_sum", "log_sq_sum", "max_abs", "zero_count", "non_finite_count")
+_WHOLE = ("step", "numel", "steps", "optimizer_step", "zero_count", "non_finite_count")
+_TEXT = ("name", "role")
+_COLUMNS = (
+    *("step", "name", "role"),
+    *_FORCES,
+    *("norm_sq", "norm_sq_after", "numel", "steps", "optimizer_step"),
+    *_STATISTICS,
+)
+
+
+class ParquetSink:
+    """Writes force budgets to one Parquet file, one row per call and tensor.
+
+    Columns: `step` as given to `write`; `name` and `role` of the tensor; `alignment`,
+    `injection`, `decay`, `coupling`, signed, and `norm_sq`, ‖w‖² before the step, all of the
+    budget; `norm_sq_after`, ‖w‖² after it; `numel`; `steps`, how many optimizer steps the row
+    covers; `optimizer_step`, the optimizer's own count after them; `log_sum`, `log_sq_sum`,
+    `max_abs`, `zero_count`, `non_finite_count` of the weights after the step, null where the
+    budget has none; then the scalars given to the first `write`, float64.
+
+    No step is booked twice. A row whose optimizer step is the one written last (a gradient
+    scaler skipped the step, the tensor had no gradient) is written with zero force and
+    `steps` 0, so that sums over the file are sums over the steps it covers.
+
+    A Parquet file cannot be read before its end is written. So rows go first to
+    `<path>.part`, an Arrow stream that `read_records(path)` reads as well, even where the run
+    was killed. Leaving the `with` block (an exception and Ctrl-C included), `close()` or the
+    end of the program turn it into the Parquet file.
+
+    Args:
+        path: of the file; its directory is made.
+        run: settings of the run, anything that JSON holds. They stay in the file together
+            with the versions, the machine and the time; see `run_metadata`.
+        overwrite: replace the records of an earlier run.
+
+    Raises:
+        FileExistsError: `path` has records and `overwrite` is not set.
+        TypeError: `run` holds something that JSON does not.
+
+    >>> import tempfile
+    >>> budget = ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with ParquetSink(folder + "/run.parquet") as sink:
+    ...         sink.write(1, budget, loss=2.5)
+    ...     read_records(folder + "/run.parquet")["loss"].to_pylist()
+    [2.5]
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], run: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        metadata = {_KEY: _described(run or {})}
+        for present in (self.path, _part(self.path)):
+            if present.exists() and not overwrite:
+                raise FileExistsError(
+                    f"{present} has the records of an earlier run; give another path or overwrite=True"
+                )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._file = _part(self.path).open("wb")
+        self._schema = _schema((), metadata)
+        self._writer: Any = None
+        self._booked: dict[str, int] = {}
+        # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
+        self._finish = weakref.finalize(self, _to_parquet, self._file, self.path, self._schema)
+
+    def write(self, step: int, budget: ForceBudget, **scalars: Array) -> None:
+        """Add the rows of one budget and hand them to the operating system.
+
+        All columns come from the device in one copy, which waits for it.
+
+        Args:
+            step: of the training loop.
+            budget: of P tensors.
+            scalars: such as `loss` or `lr`: a number or one-entry tensor for all rows, or
+                [P], one per row. The first call decides which there are.
+
+        Raises:
+            ValueError: the sink is closed; a scalar has the name of a column or does not fit
+                the rows; or the scalars are others than at the first call.
+        """
+        if not self._finish.alive:
+            raise ValueError(f"the sink of {self.path} is closed; make another, with a path of its own")
+        if self._writer is None:
+            self._schema = _schema(tuple(scalars), self._schema.metadata)
+            self._writer = pa.ipc.new_stream(self._file, self._schema)
+        if expected := set(scalars) ^ set(self._schema.names[len(_COLUMNS) :]):
+            raise ValueError(
+                f"every write must have the scalars of the first; {sorted(expected)} are in only one of them"
+            )
+        columns = _columns_on_host(budget, scalars)
+        rows = len(columns["alignment"])
+        names = budget.names or tuple(str(row) for row in range(rows))
+        _book_once(columns, names, self._booked)
+        columns |= {"step": np.full(rows, step), "name": names, "role": _roles(names)}
+        arrays = [_arrow(columns.get(field.name), field.type, rows) for field in self._schema]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Turn what was written into the Parquet file; the second time, do nothing."""
+        self._finish()
+
+    def __enter__(self) -> ParquetSink:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_records(path: str | os.PathLike[str]) -> pa.Table:
+    """The records that a `ParquetSink` wrote, as a pyarrow table; `.to_pandas()` makes a frame of it.
+
+    Where the run still writes, or was killed, these are the rows written so far.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not one of ours, or columns are missing.
+    """
+    path = Path(path)
+    part = _part(path)
+    # The part goes only once the Parquet file is whole, so while it is there it counts.
+    found = part if part.exists() else path
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"no records at {path}: expected the file that ParquetSink({str(path)!r}) wrote"
+        )
+    try:
+        table = pa.Table.from_batches(*_streamed(part)) if found == part else pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{found} is not a record file of ParquetSink: {error}") from None
+    if _KEY not in (table.schema.metadata or {}):
+        raise ValueError(
+            f"{found} is not a record file of ParquetSink: its metadata has no 'weibull_kernels'"
+        )
+    if missing := [column for column in _COLUMNS if column not in table.column_names]:
+        raise ValueError(f"{found} lacks the columns {missing}; read the file as ParquetSink wrote it")
+    return table
+
+
+def run_metadata(records: pa.Table) -> dict[str, Any]:
+    """What a record file knows of its run: `run` as given to `ParquetSink`, versions, machine, time."""
+    return cast("dict[str, Any]", json.loads(records.schema.metadata[_KEY]))
+
+
+def force_series(records: pa.Table, *roles: str) -> tuple[np.ndarray, ForceBudget]:
+    """The forces over a run, summed over the tensors of some roles.
+
+    Args:
+        records: from `read_records`.
+        roles: which, such as `*TRANSMISSION`; every tensor if none is given.
+
+    Returns:
+        The recorded steps, int64 [T], ascending, and a budget whose rows are those steps,
+        numpy [T]: forces, `norm_sq` and `numel` are sums over the tensors, `steps` the most
+        that one of them made.
+
+    Raises:
+        ValueError: no tensor has one of the roles.
+    """
+    role = records["role"].to_numpy(zero_copy_only=False)
+    chosen = np.isin(role, roles) if roles else np.full(len(role), True)
+    if not chosen.any():
+        raise ValueError(f"no record has the role {' or '.join(roles)}; there are {sorted(set(role))}")
+    step, row = np.unique(records["step"].to_numpy()[chosen], return_inverse=True)
+
+    def summed(name: str) -> Any:
+        return np.bincount(row, records[name].to_numpy(zero_copy_only=False)[chosen])
+
+    steps = np.zeros(len(step), dtype=np.int64)
+    np.maximum.at(steps, row, records["steps"].to_numpy()[chosen])
+    sums = {name: summed(name) for name in (*_FORCES, "norm_sq", "numel")}
+    return step, ForceBudget(**sums, steps=steps)
+
+
+def _described(run: Mapping[str, Any]) -> bytes:
+    described = {
+        "format": _FORMAT,
+        "weibull_kernels": version("weibull-kernels"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "run": dict(run),
+    }
+    return json.dumps(described).encode()
+
+
+def _schema(scalars: tuple[str, ...], metadata: dict[bytes, bytes]) -> pa.Schema:
+    if taken := sorted(set(scalars) & set(_COLUMNS)):
+        raise ValueError(f"{taken} are columns of every record file; give the scalars other names")
+
+    def kind(column: str) -> pa.DataType:
+        return pa.string() if column in _TEXT else pa.int64() if column in _WHOLE else pa.float64()
+
+    return pa.schema([(column, kind(column)) for column in (*_COLUMNS, *scalars)], metadata)
+
+
+def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[str, Any]:
+    """Every column that is known, float64 [P] on the host, in one copy from the device."""
+    columns = {name: getattr(budget, name) for name in (*_FORCES, "norm_sq", "numel", "steps")}
+    columns["optimizer_step"] = budget.step
+    if budget.weights is None:
+        columns["norm_sq_after"] = budget.norm_sq + budget.predicted_change
+    else:
+        columns["norm_sq_after"] = budget.weights.norm_sq
+        columns |= {name: getattr(budget.weights, name) for name in _STATISTICS}
+    columns |= scalars
+    known = {name: torch.as_tensor(value).detach() for name, value in columns.items() if value is not None}
+    device = known["alignment"].device
+    shape = (max(column.numel() for column in known.values()),)
+    try:
+        # Counts are exact in float64 up to 2⁵³.
+        stacked = torch.stack(
+            [column.reshape(-1).to(device, torch.float64).broadcast_to(shape) for column in known.values()]
+        )
+    except RuntimeError:
+        sizes = {name: tuple(column.shape) for name, column in known.items() if column.numel() > 1}
+        raise ValueError(f"columns must have one entry per tensor or a single one, got {sizes}") from None
+    return dict(zip(known, stacked.cpu().numpy(), strict=True))
+
+
+def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[str, int]) -> None:
+    """Take the force out of the rows whose optimizer step was written last time already."""
+    if "optimizer_step" not in columns:
+        return
+    counts = columns["optimizer_step"].tolist()
+    again = np.array([booked.get(name) == count for name, count in zip(names, counts, strict=True)])
+    for column in (*_FORCES, "steps"):
+        columns[column] = np.where(again, 0, columns[column])
+    columns["norm_sq"] = np.where(again, columns["norm_sq_after"], columns["norm_sq"])
+    booked.update(zip(names, counts, strict=True))
+
+
+def _arrow(column: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    if column is None:
+        return pa.nulls(rows, kind)
+    return pa.array(column.astype(np.int64) if kind == pa.int64() else column, kind)
+
+
+@lru_cache(maxsize=8)  # the same names at every step of a run
+def _roles(names: tuple[str, ...]) -> tuple[str, ...]:
+    return roles_of(names)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _streamed(part: Path) -> tuple[list[pa.RecordBatch], pa.Schema]:
+    """The whole batches of an Arrow stream, of which the end may be missing."""
+    with pa.ipc.open_stream(part.read_bytes()) as stream:
+        return list(_until_torn(stream)), stream.schema
+
+
+def _until_torn(stream: Any) -> Iterator[pa.RecordBatch]:
+    while True:
+        try:
+            yield stream.read_next_batch()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            return
+
+
+def _to_parquet(file: IO[bytes], path: Path, empty: pa.Schema) -> None:
+    file.close()
+    part = _part(path)
+    batches, schema = _streamed(part) if part.stat().st_size else ([], empty)
+    whole = path.with_name(path.name + ".whole")
+    pq.write_table(pa.Table.from_batches(batches, schema), whole, row_group_size=_ROWS_PER_GROUP)
+    whole.replace(path)  # at once: a reader sees the stream or the Parquet file, never half of it
+    part.unlink()
