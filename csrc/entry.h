@@ -11,19 +11,19 @@ WK_INLINE X raw_update(const X& exp_avg, const X& exp_avg_sq, const X& scaled_ep
     return exp_avg / (square_root(exp_avg_sq) + scaled_eps);
 }
 
-// ln(1+r) for r in [−0.25, 0.5), to 2.9e-8: the polynomial of degree 8 with the smallest
-// largest error on that interval.
+// ln(1+r) for r in [−0.25, 0.5), to 3.1e-8 and exactly 0 at 0: the polynomial of degree 8 through
+// the origin with the smallest largest error on that interval.
 template <class X>
 WK_INLINE X log1p_polynomial(const X& r) {
-    X p = X(-6.292845820e-02f);
-    p = multiply_add(p, r, X(1.396709878e-01f));
-    p = multiply_add(p, r, X(-1.748260017e-01f));
-    p = multiply_add(p, r, X(2.015987574e-01f));
-    p = multiply_add(p, r, X(-2.496922164e-01f));
-    p = multiply_add(p, r, X(3.332625580e-01f));
-    p = multiply_add(p, r, X(-5.000040263e-01f));
-    p = multiply_add(p, r, X(1.000000696e+00f));
-    return multiply_add(p, r, X(1.109494027e-08f));
+    X p = X(-6.299255052e-02f);
+    p = multiply_add(p, r, X(1.395170978e-01f));
+    p = multiply_add(p, r, X(-1.746329311e-01f));
+    p = multiply_add(p, r, X(2.015715113e-01f));
+    p = multiply_add(p, r, X(-2.497139249e-01f));
+    p = multiply_add(p, r, X(3.332665051e-01f));
+    p = multiply_add(p, r, X(-5.000031876e-01f));
+    p = multiply_add(p, r, X(1.000000596e+00f));
+    return p * r;
 }
 
 // How a float splits into 2^exponent · mantissa with mantissa in [0.75, 1.5): around 1, so that

@@ -186,7 +186,7 @@ Sums sum_chunk_as(const Tensor& tensor, int64_t begin, int64_t chunk) {
             m = read_block(tensor.exp_avg, begin + done, count, exp_avg_buffer);
             v = read_block(tensor.exp_avg_sq, begin + done, count, exp_avg_sq_buffer);
         }
-        add_block(running, w, m, v, whole, scaled_eps);
+        if (whole) add_block(running, w, m, v, whole, scaled_eps);
 
         // The tail goes the same way, filled up with entries whose every force is zero.
         if (const int64_t rest = count - whole) {

@@ -6,6 +6,9 @@ from importlib.metadata import version as _version
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
 from .measure import forces
+from .phases import PHASES, find_phases
+from .records import ParquetSink, read_records
+from .report import budget_table, phase_table
 from .roles import ROLES, TRANSMISSION, role_of
 from .statistics import WeightStatistics
 
@@ -15,14 +18,20 @@ except _PackageNotFoundError:  # run from a checkout, without installing it
     __version__ = "0+checkout"
 
 __all__ = [
+    "PHASES",
     "ROLES",
     "TRANSMISSION",
     "Backend",
     "Backends",
     "ForceBudget",
+    "ParquetSink",
     "Shares",
     "WeightStatistics",
     "backends",
+    "budget_table",
+    "find_phases",
     "forces",
+    "phase_table",
+    "read_records",
     "role_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,8 @@ class ForceBudget:
             described: `numel`, `steps`, `step`, `names`, `weights` of the budget.
 
         Raises:
-            ValueError: `at` is neither; or c is 0, and the weights before the step are lost.
+            ValueError: `at` is neither; or c is 0, and the weights before the step are lost (with
+                tensors, whose values are not looked at, the result is infinite instead).
 
         >>> budget = ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1)
         >>> round(budget.predicted_change, 6)  # w⁺ = 0.99·w − 0.1·u
@@ -101,8 +103,9 @@ class ForceBudget:
         if at not in ("before", "after"):
             raise ValueError(f"at must be 'before' or 'after' the step, got {at!r}")
         c = 1 - lr * weight_decay if decay_factor is None else decay_factor
+        weight_update, update_sq, norm_sq, lr, c = _as_doubles(weight_update, update_sq, norm_sq, lr, c)
         if at == "after":
-            if isinstance(c, (int, float)) and c == 0:
+            if not isinstance(c, Tensor) and np.any(c == 0):
                 raise ValueError(
                     "lr·weight_decay is 1: the step erased the weights, so at='after' cannot look back"
                 )
@@ -226,12 +229,24 @@ class ForceBudget:
         return ForceBudget(**{field: reduced(field) for field in _COLUMNS}, names=(name,))
 
     def __str__(self) -> str:
-        from .report import budget_table
+        from .report import budget_table  # the one call against the stream: print() must find the table
 
         return budget_table(self)
 
 
 _COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps", "step")
+
+
+def _as_doubles(*values: Array) -> Sequence[Array]:
+    """In float64 and of one shape: tensors if one is a tensor, numbers if all are, else numpy arrays."""
+    tensor = next((value for value in values if isinstance(value, Tensor)), None)
+    if tensor is not None:
+        tensors = [torch.as_tensor(value, dtype=torch.float64, device=tensor.device) for value in values]
+        return list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+    if all(isinstance(value, (int, float)) for value in values):
+        return [float(value) for value in values]
+    arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in values))
+    return [array[()] for array in arrays]  # a 0-dim array becomes a number
 
 
 def _on_host(value: Array) -> Any:

@@ -14,6 +14,7 @@ from .optimizers import LearningRate, Row, read_optimizer, with_columns
 from .statistics import WeightStatistics
 
 
+@torch._disable_dynamo  # type: ignore[attr-defined]  # the public form would load the compiler
 @torch.no_grad()
 def forces(
     optimizer: torch.optim.Optimizer,
@@ -32,6 +33,9 @@ def forces(
     moments once, changes nothing, and does not wait for the device: results stay there until
     they are read. The formulas are those of `ForceBudget`; they hold exactly, with every
     group's own learning rate, decay, betas and step, as torch rounds them.
+
+    Inside a function that torch compiles it runs uncompiled. A compiled `optimizer.step` rounds
+    the bias corrections to float32 and does not say so: 1e-5 of the budget in the first steps.
 
     A step that a gradient scaler skipped leaves no trace in the optimizer, so the budget is
     then that of the last step taken, `budget.step` unmoved. Pass the previous budget as

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from .kernels.interface import Rows
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_PLAIN = (torch.nn.Parameter, Tensor)
 
 # The prefixes that wrappers put before the names of a model's parameters: the marks of the library
 # anywhere in them, "module." only where it is left in front.
@@ -56,18 +58,26 @@ class Settings:
         """
         if not self.decoupled or self.weight_decay == 0:
             return 1.0
-        on_gpu = weight.device.type == "cuda"
         factor = 1 - (_as_double(self.lr) if self.fused else self.lr) * self.weight_decay
-        if self.fused and on_gpu:
-            return factor
-        foreach = on_gpu and not self.fused if self.foreach is None else self.foreach
-        rounded_to = weight.dtype if foreach or weight.dtype == torch.float64 else torch.float32
+        if not isinstance(factor, Tensor) and factor == 0:
+            raise ValueError(
+                f"lr {self.lr} times weight_decay {self.weight_decay} is 1: the step erased the weights "
+                "before it, and forces() cannot look back at them; use a smaller weight_decay"
+            )
+        rounded_to = self._dtype_of_decay(weight)
         if isinstance(factor, Tensor):
             return factor.to(rounded_to).double()
         return torch.tensor(factor, dtype=torch.float64).to(rounded_to).item()
 
+    def _dtype_of_decay(self, weight: Tensor) -> torch.dtype:
+        on_gpu = weight.device.type == "cuda"
+        if weight.dtype == torch.float64 or (self.fused and on_gpu):
+            return torch.float64
+        foreach = on_gpu and not self.fused if self.foreach is None else self.foreach
+        return weight.dtype if foreach else torch.float32
+
     def bias_correction_in_float32(self, weight: Tensor) -> bool:
-        """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, and CUDA's fused since 2.13."""
+        """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, CUDA fused since 2.13."""
         if self.fused:
             return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
         return self.capturable
@@ -124,45 +134,39 @@ def read_optimizer(
 def with_columns(rows: Sequence[Row]) -> Stepped:
     """Rows of one device with their numbers. Nothing is read back from the device.
 
-    Numbers on the host go up in one copy, tensors (a capturable step, a tensor lr) are stacked.
+    Numbers on the host are sent there, tensors (a capturable step, a tensor lr) are stacked.
     """
     device = rows[0].weight.device
-    factors: dict[tuple[int, torch.dtype], float | Tensor] = {}
+    # Rows of one group and dtype stand together and share their numbers.
+    runs = [list(run) for _, run in groupby(rows, key=lambda row: (id(row.settings), row.weight.dtype))]
+    lengths = torch.tensor([len(run) for run in runs]).to(device, non_blocking=True)
+    groups = [(run[0].settings, run[0].weight) for run in runs]
 
-    def decay_factor(row: Row) -> float | Tensor:
-        key = (id(row.settings), row.weight.dtype)
-        if key not in factors:
-            factors[key] = row.settings.decay_factor(row.weight)
-        return factors[key]
+    def column(values: Iterable[float | Tensor]) -> Tensor:
+        return _column(values, device).repeat_interleave(lengths, output_size=len(rows))
 
-    lr = _column([row.settings.lr for row in rows], device)
     step = _column([row.step for row in rows], device)
-    # Betas and eps to the precision that Python holds them in.
-    beta1, beta2, eps = (
-        torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-        for values in zip(*((r.settings.beta1, r.settings.beta2, r.settings.eps) for r in rows), strict=True)
-    )
-    stepped = step.clamp(min=1)  # rows without state have no correction; 1 keeps them finite
-    corrections = [1 - beta1**stepped, 1 - beta2**stepped]
-    in_float32 = [row.settings.bias_correction_in_float32(row.weight) for row in rows]
-    if any(in_float32):
-        rounded = torch.tensor(in_float32).to(device, non_blocking=True)
-        corrections = [
-            torch.where(rounded, (1 - beta.float() ** stepped.float()).double(), exact)
-            for beta, exact in zip((beta1, beta2), corrections, strict=True)
-        ]
+    counted = step.clamp(min=1)  # rows without state have no correction; 1 keeps them finite
+    rounded = [settings.bias_correction_in_float32(weight) for settings, weight in groups]
+
+    def bias_correction(beta: Tensor) -> Tensor:
+        exact = 1 - beta**counted
+        if not any(rounded):
+            return exact
+        return torch.where(column(rounded) > 0, (1 - beta.float() ** counted.float()).double(), exact)
+
     return Stepped(
         rows=tuple(rows),
-        lr=lr,
-        decay_factor=_column([decay_factor(row) for row in rows], device),
+        lr=column(settings.lr for settings, _ in groups),
+        decay_factor=column(settings.decay_factor(weight) for settings, weight in groups),
         step=step,
         kernel_rows=Rows(
             weights=[row.weight for row in rows],
             exp_avgs=[row.exp_avg for row in rows],
             exp_avg_sqs=[row.exp_avg_sq for row in rows],
-            bias_correction1=corrections[0],
-            bias_correction2=corrections[1],
-            eps=eps,
+            bias_correction1=bias_correction(column(settings.beta1 for settings, _ in groups)),
+            bias_correction2=bias_correction(column(settings.beta2 for settings, _ in groups)),
+            eps=column(settings.eps for settings, _ in groups),
         ),
     )
 
@@ -211,7 +215,8 @@ def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
         return [float(lr)] * groups
     if isinstance(lr, Tensor) and lr.numel() == 1:
         return [lr] * groups
-    rates = [rate if isinstance(rate, Tensor) else float(rate) for rate in lr]
+    several = cast(Sequence[float | Tensor], lr)
+    rates: list[float | Tensor | None] = [r if isinstance(r, Tensor) else float(r) for r in several]
     if len(rates) != groups:
         raise ValueError(f"lr must be one rate or one per param group ({groups}), got {len(rates)}")
     return rates
@@ -219,8 +224,9 @@ def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
 
 def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
     beta1, beta2 = (float(beta) for beta in group["betas"])
+    lr = group["lr"] if rate is None else rate
     return Settings(
-        lr=group["lr"] if rate is None else rate,
+        lr=lr.detach().reshape(()) if isinstance(lr, Tensor) else lr,
         weight_decay=float(group["weight_decay"]),
         beta1=beta1,
         beta2=beta2,
@@ -252,7 +258,9 @@ def _row(
 
 def _require_plain(name: str, tensor: Tensor) -> None:
     kind = type(tensor)
-    if kind is not Tensor and kind is not torch.nn.Parameter:
+    if kind in _PLAIN and tensor.dtype in _DTYPES and tensor.layout is torch.strided and not tensor.is_meta:
+        return
+    if kind not in _PLAIN:
         raise TypeError(
             f"'{name}' is a {kind.__module__}.{kind.__qualname__}; forces() reads plain torch tensors, "
             "so gather a sharded or wrapped parameter first"
@@ -264,19 +272,15 @@ def _require_plain(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise TypeError(f"'{name}' has dtype {tensor.dtype}; forces() takes {known}")
-    if tensor.is_meta:
-        raise TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
+    raise TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
 
 
 def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
-    """Numbers and one-entry tensors as float64 [P] on `device`, without waiting for the device."""
+    """Numbers and 0-dim tensors as float64 [P] on `device`, without waiting for the device."""
     values = list(values)
     if not any(isinstance(value, Tensor) for value in values):
         return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-    cells = [
-        v.detach().reshape(()) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)
-        for v in values
-    ]
+    cells = [v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in values]
     if len({(cell.device, cell.dtype) for cell in cells}) > 1:
         cells = [cell.to(device, torch.float64, non_blocking=True) for cell in cells]
     return torch.stack(cells).to(device, torch.float64, non_blocking=True)

@@ -9,14 +9,14 @@ import weakref
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from .budget import Array, ForceBudget
 from .roles import roles_of
@@ -204,9 +204,11 @@ def force_series(records: pa.Table, *roles: str) -> tuple[np.ndarray, ForceBudge
 
 
 def _described(run: Mapping[str, Any]) -> bytes:
+    from . import __version__
+
     described = {
         "format": _FORMAT,
-        "weibull_kernels": version("weibull-kernels"),
+        "weibull_kernels": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.platform(),
@@ -227,7 +229,7 @@ def _schema(scalars: tuple[str, ...], metadata: dict[bytes, bytes]) -> pa.Schema
 
 
 def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[str, Any]:
-    """Every column that is known, float64 [P] on the host, in one copy from the device."""
+    """Every column that is known, float64 [P] on the host, in one copy from a device."""
     columns = {name: getattr(budget, name) for name in (*_FORCES, "norm_sq", "numel", "steps")}
     columns["optimizer_step"] = budget.step
     if budget.weights is None:
@@ -236,18 +238,22 @@ def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[
         columns["norm_sq_after"] = budget.weights.norm_sq
         columns |= {name: getattr(budget.weights, name) for name in _STATISTICS}
     columns |= scalars
-    known = {name: torch.as_tensor(value).detach() for name, value in columns.items() if value is not None}
-    device = known["alignment"].device
+    known = {name: _as_tensor(value) for name, value in columns.items() if value is not None}
     shape = (max(column.numel() for column in known.values()),)
-    try:
+    sizes = {name: tuple(column.shape) for name, column in known.items() if column.numel() not in (1, *shape)}
+    if sizes:
+        raise ValueError(f"columns must have one entry per tensor, {shape[0]}, or a single one, got {sizes}")
+    on_host: dict[str, Any] = {}
+    for device in {column.device for column in known.values()}:
+        there = {name: column for name, column in known.items() if column.device == device}
         # Counts are exact in float64 up to 2⁵³.
-        stacked = torch.stack(
-            [column.reshape(-1).to(device, torch.float64).broadcast_to(shape) for column in known.values()]
-        )
-    except RuntimeError:
-        sizes = {name: tuple(column.shape) for name, column in known.items() if column.numel() > 1}
-        raise ValueError(f"columns must have one entry per tensor or a single one, got {sizes}") from None
-    return dict(zip(known, stacked.cpu().numpy(), strict=True))
+        stacked = torch.stack([column.double().reshape(-1).expand(shape) for column in there.values()])
+        on_host |= zip(there, stacked.cpu().numpy(), strict=True)
+    return on_host
+
+
+def _as_tensor(value: Array) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
 
 
 def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[str, int]) -> None:

@@ -11,27 +11,26 @@ ROLES = ("attention_output", "ffn", "qkv", "embedding", "head", "norm", "bias", 
 TRANSMISSION = ("attention_output", "ffn")
 """The roles whose weights [W1] finds Weibull: attention output and FFN matrices."""
 
-# Tried from the top; the first that is found in the name decides.
+# Each matches whole words of the dotted name; the first that is found decides.
 _PATTERNS = tuple(
-    (role, re.compile(pattern))
-    for role, pattern in (
-        ("norm", r"norm|(^|[._])ln(_|\d|\.|$)"),
-        ("bias", r"(^|[._])bias$"),
-        ("head", r"(^|\.)(lm_head|embed_out|output_head|unembed\w*|head)(\.|$)"),
-        ("embedding", r"embed|(^|\.)w[tp]e(\.|$)"),
+    (role, re.compile(rf"(^|\.)({words})(\.|$)"))
+    for role, words in (
+        ("norm", r"\w*norm\w*|ln|ln\d|ln_\w+"),
+        ("bias", r"bias|\w+_bias"),
+        ("other", r"router|(mlp|block_sparse_moe)\.gate"),  # of a mixture of experts
+        ("head", r"lm_head|embed_out|head|output_head|unembed\w*|score|classifier|transformer\.ff_out"),
+        ("embedding", r"\w*embed\w*|w[tp]e"),
         (
             "qkv",
-            r"query_key_value|(^|[._])(q|k|v|qkv|kv)_?(proj|attn|lin|b_proj|a_proj)?(\.|$)|c_attn|in_proj"
-            r"|(^|[._])(query|key|value)(\.|$)|W_?(pack|qkv)|(^|\.)w[qkv](\.|$)",
+            r"query_key_value|c_attn|att_proj|in_proj|in_proj_weight|Wqkv|W_pack|w[qkv]|query|key|value"
+            r"|(q|k|v|kv|qkv|q_a|q_b|kv_a|kv_b)(_proj\w*)?",
         ),
         (
             "ffn",
-            r"mlp|ffn|feed_?forward|(^|\.)(dense_h_to_4h|dense_4h_to_h|fc\d|c_fc|(gate|up|down)_proj|w[123])(\.|$)",
+            r"mlp|ffn|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
+            r"|(gate|up|down|gate_up)_proj|linear[12]|w[123]|ff_proj|ff_out",
         ),
-        (
-            "attention_output",
-            r"(^|[._])attn(\w*\.)|attention\.dense|self_attn\.o|(^|\.)(o_proj|out_proj|wo|att_proj|attn_out)(\.|$)",
-        ),
+        ("attention_output", r"o_proj|out_proj|attn_out|wo|(\w*attention|attn)\.(dense|c_proj|proj)"),
     )
 )
 

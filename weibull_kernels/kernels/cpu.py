@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .interface import BINS, Rows, Sums
@@ -43,8 +46,7 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
     tensors = np.array([_addresses(*columns) for columns in flat], dtype=np.int64).reshape(-1, 7)
     root = rows.bias_correction2.sqrt()
     scales = torch.stack((rows.eps * root, root / rows.bias_correction1), dim=1).numpy()
-    # Fresh zeroed memory costs nothing until a bin is written: most never are.
-    histograms = np.zeros((len(flat), BINS), dtype=np.int64) if with_histogram else None
+    histograms = _zeroed(len(flat)) if with_histogram else None
     values, counts = _cpu.sums(
         tensors,
         scales,
@@ -65,6 +67,15 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
         non_finite_count=non_finite_count,
         histogram=None if histograms is None else torch.from_numpy(histograms),
     )
+
+
+def _zeroed(rows: int) -> NDArray[np.int64]:
+    """Empty histograms [rows, BINS], from pages that cost nothing until a bin of theirs is written.
+
+    Most never are. `np.zeros` asks for huge pages, and touching one zeroes 2 MB.
+    """
+    pages = mmap.mmap(-1, max(rows, 1) * BINS * 8)
+    return np.frombuffer(pages, dtype=np.int64, count=rows * BINS).reshape(rows, BINS)
 
 
 def _addresses(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> tuple[int, ...]:

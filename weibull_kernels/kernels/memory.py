@@ -33,9 +33,8 @@ def _flat(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if exp_avg is None or exp_avg_sq is None:
         return (weight if _is_dense(weight) else weight.contiguous()), None, None
-    columns = (weight, exp_avg, exp_avg_sq)
-    if all(column.is_contiguous() for column in columns):
-        return columns
+    if weight.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous():
+        return weight, exp_avg, exp_avg_sq
     if _is_dense(weight) and exp_avg.stride() == weight.stride() == exp_avg_sq.stride():
-        return columns
+        return weight, exp_avg, exp_avg_sq
     return weight.contiguous(), exp_avg.contiguous(), exp_avg_sq.contiguous()

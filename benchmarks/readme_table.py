@@ -1,0 +1,94 @@
+"""Writes the benchmark tables of README.md from the files in benchmarks/results.
+
+python benchmarks/readme_table.py           # rewrites README.md between its two markers
+python benchmarks/readme_table.py --check   # exit code 1 if README.md says something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+README = FOLDER.parent / "README.md"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+LISTS = {
+    "pythia-70m": "Pythia-70M, 76 tensors",
+    "llama-1.4b": "LLaMA 1.4B, 219 tensors",
+    "2000-small": "2,000 small tensors",
+    "large-and-2000-small": "one of 50M, 2,000 small",
+    "shards-with-empty": "a shard, some tensors empty",
+}
+OPERATIONS = {"forces": "forces, log moments", "forces+histogram": "the same and the histogram"}
+RIVALS = ("eager", "foreach", "torch.compile")
+
+
+def table(result: dict[str, Any]) -> str:
+    """One machine's table."""
+    parts = [
+        result["machine"],
+        f"{result['threads']} threads" if "threads" in result else "",
+        (result.get("instruction_set") or "").upper(),
+        f"torch {result['torch']}",
+    ]
+    lines = [
+        f"**{', '.join(part for part in parts if part)}**",
+        "",
+        "| tensors | computed | ms | GB/s | plain read = 1 | eager | foreach | torch.compile |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    keys = [f"{name}/{operation}" for name in LISTS for operation in OPERATIONS]
+    for key in (key for key in keys if key in result["lists"]):
+        entry = result["lists"][key]
+        name, operation = key.rsplit("/", 1)
+        rivals = [_times(entry["rival_to_ours"].get(rival)) for rival in RIVALS]
+        cells = [
+            LISTS[name],
+            OPERATIONS[operation],
+            f"{entry['ms']['ours']['median']:.3g}",
+            f"{entry['gigabytes_per_second']['ours']:.3g}",
+            f"{entry['to_read']['median']:.2f}",
+            *rivals,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _times(ratio: dict[str, float] | None) -> str:
+    return "–" if ratio is None else f"{ratio['median']:.1f} ×"
+
+
+def generated() -> str:
+    """Everything between the markers."""
+    results = [json.loads(path.read_text()) for path in sorted((FOLDER / "results").glob("*.json"))]
+    note = "The last three columns: how many times longer each takes for the same results."
+    return "\n\n".join([note, *(table(result) for result in results if "lists" in result)])
+
+
+def main() -> int:
+    """Rewrites or checks README.md; 0 if it is as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if README.md differs")
+    check = parser.parse_args().check
+    readme = README.read_text()
+    if BEGIN not in readme or END not in readme:
+        print(f"README.md needs the lines {BEGIN} and {END} around its benchmark tables", file=sys.stderr)
+        return 1
+    before, rest = readme.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    wanted = f"{before}{BEGIN}\n\n{generated()}\n\n{END}{after}"
+    if wanted == readme:
+        return 0
+    if check:
+        print("README.md differs from benchmarks/results: run benchmarks/readme_table.py", file=sys.stderr)
+        return 1
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Pictures of a run, from its records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+
+import weibull_kernels as wk
+from weibull_kernels.phases import find_phases, moving_average
+from weibull_kernels.records import force_series
+
+# Okabe and Ito's colours, told apart with any colour vision.
+FORCES = {"alignment": "#0072B2", "injection": "#E69F00", "decay": "#D55E00"}
+MATRICES = {
+    "attention_output": "#0072B2",
+    "ffn": "#56B4E9",
+    "qkv": "#009E73",
+    "embedding": "#E69F00",
+    "head": "#D55E00",
+}
+VECTORS = {"norm": "#CC79A7", "bias": "#666666"}
+# Backgrounds that differ in lightness too.
+PHASES = {"rise": "#DCE9F5", "balance": "#FFFFFF", "relaxation": "#F6E3D3", "undefined": "#DDDDDD"}
+
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def draw_forces(records: pa.Table, path: Path) -> None:
+    """The three forces on the transmission weights over the run, and their shares, as a PNG."""
+    step, series = force_series(records, *wk.TRANSMISSION)
+    mean = moving_average(step, series)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 7.5), layout="constrained")
+        forces, shares = figure.subplots(2, sharex=True)
+        for force, colour in FORCES.items():
+            forces.plot(step, getattr(series, force), color=colour, linewidth=0.6, alpha=0.35)
+            forces.plot(step, getattr(mean, force), color=colour, linewidth=2, label=force)
+            shares.plot(step, getattr(series.shares(), force), color=colour, linewidth=0.6, alpha=0.35)
+            shares.plot(step, getattr(mean.shares(), force), color=colour, linewidth=2)
+        net = mean.predicted_change
+        forces.plot(step, net, color="black", linewidth=1.5, linestyle="--", label="net")
+        shares.plot(step, net / mean.absolute, color="black", linewidth=1.5, linestyle="--")
+
+        # Logarithmic both ways from a hundredth of the largest budget on, linear through zero.
+        decade = np.floor(np.log10(max(float(np.nanmax(mean.absolute)), 1e-300)))
+        forces.set_yscale("symlog", linthresh=10.0 ** (decade - 2))
+        forces.set_ylabel("contribution to Δ‖w‖² per step")
+        forces.set_title("Forces on the transmission weights (attention output, FFN)", pad=22)
+        shares.set_ylim(-1, 1)
+        shares.yaxis.set_major_formatter(PercentFormatter(1))
+        shares.set_ylabel("share of the absolute budget")
+        shares.set_xlabel("optimizer step   (thin: single steps; thick: mean over 5 % of the run)")
+        figure.legend(loc="outside lower center", ncols=4)
+        for axes in (forces, shares):
+            axes.axhline(0, color="black", linewidth=0.6)
+            shade_phases(axes, step, series, named=axes is forces)
+        figure.savefig(path)
+
+
+def draw_sigma(records: pa.Table, path: Path) -> None:
+    """σ of each role over the run, with the phases of the transmission weights shaded, as a PNG."""
+    step, transmission = force_series(records, *wk.TRANSMISSION)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 8), layout="constrained")
+        matrices, vectors, rate = figure.subplots(3, sharex=True, height_ratios=(5, 2.2, 1.3))
+        draw_roles(matrices, records, MATRICES)
+        matrices.plot(
+            step, rms(transmission), color="black", linewidth=1.2, linestyle=":", label="transmission"
+        )
+        matrices.set_title("Root mean square of the weights; phases of the transmission weights", pad=22)
+        matrices.set_ylabel("σ = √(‖w‖²/n) of matrices")
+        draw_roles(vectors, records, VECTORS)
+        vectors.set_ylabel("σ of vectors")
+        first = records["name"].to_numpy(zero_copy_only=False) == records["name"][0].as_py()
+        rate.plot(step, records["lr"].to_numpy()[first], color="black")
+        rate.set_ylim(bottom=0)
+        rate.set_ylabel("learning rate")
+        rate.set_xlabel("optimizer step")
+        for axes in (matrices, vectors):
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        for axes in (matrices, vectors, rate):
+            shade_phases(axes, step, transmission, named=axes is matrices)
+        figure.savefig(path)
+
+
+def draw_roles(axes: Axes, records: pa.Table, colours: dict[str, str]) -> None:
+    """A line of σ for each role that occurs, on a logarithmic axis with plain numbers."""
+    present = set(records["role"].to_pylist())
+    for role, colour in colours.items():
+        if role in present:
+            step, series = force_series(records, role)
+            axes.plot(step, rms(series), color=colour, linewidth=2, label=role.replace("_", " "))
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def rms(series: wk.ForceBudget) -> np.ndarray:
+    """σ before each recorded step, [T]."""
+    return np.sqrt(series.norm_sq / series.numel)
+
+
+def shade_phases(axes: Axes, step: np.ndarray, series: wk.ForceBudget, *, named: bool) -> None:
+    """A background for each stretch of one phase; its name above where there is room."""
+    run = step[-1] - step[0]
+    for phase, start, stop in stretches(step, find_phases(step, series)):
+        axes.axvspan(start, stop, color=PHASES[phase], linewidth=0, zorder=-1)
+        if named and stop - start > 0.1 * run:
+            place = {"x": (start + stop) / 2, "y": 1.01, "transform": axes.get_xaxis_transform()}
+            axes.text(s=phase, ha="center", va="bottom", color="#444444", **place)
+    if run:
+        axes.set_xlim(step[0], step[-1])
+
+
+def stretches(step: np.ndarray, phases: np.ndarray) -> Iterator[tuple[str, float, float]]:
+    """Each stretch of one phase as (phase, first step, first step of the next stretch)."""
+    changes = np.flatnonzero(phases[1:] != phases[:-1]) + 1
+    starts = np.concatenate(([0], changes))
+    stops = np.concatenate((changes, [len(step) - 1]))
+    for start, stop in zip(starts, stops, strict=True):
+        yield str(phases[start]), step[start], step[stop]

@@ -1,0 +1,122 @@
+"""Train a small GPT-NeoX on the source of Python's standard library with the force budget on."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pictures import draw_forces, draw_sigma
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from text import library_source
+from torch import Tensor
+from training import Run, Settings, train
+
+from weibull_kernels.records import ParquetSink, read_records
+from weibull_kernels.report import budget_table, phase_table
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+DEFAULT = Settings()
+
+
+@app.command()
+def main(
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = DEFAULT.steps,
+    width: Annotated[int, typer.Option(help="of the residual stream")] = DEFAULT.width,
+    layers: Annotated[int, typer.Option(help="transformer layers")] = DEFAULT.layers,
+    heads: Annotated[
+        int, typer.Option(help="attention heads; width must divide into even parts")
+    ] = DEFAULT.heads,
+    context: Annotated[int, typer.Option(help="bytes in a sequence")] = DEFAULT.context,
+    batch: Annotated[int, typer.Option(help="sequences in a step")] = DEFAULT.batch,
+    lr: Annotated[float, typer.Option(help="η at its peak")] = DEFAULT.lr,
+    weight_decay: Annotated[float, typer.Option(help="ω, of matrices")] = DEFAULT.weight_decay,
+    warmup: Annotated[
+        int | None, typer.Option(help="steps of linear warm-up; a tenth of all by default")
+    ] = DEFAULT.warmup,
+    seed: Annotated[
+        int, typer.Option(help="of the initial weights and the order of the text")
+    ] = DEFAULT.seed,
+    every: Annotated[int, typer.Option(help="steps from one record to the next")] = DEFAULT.every,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = DEFAULT.device,
+    forces: Annotated[bool, typer.Option(help="measure the forces; without, only train")] = DEFAULT.forces,
+    out: Annotated[Path, typer.Option(help="folder of the records and pictures")] = Path("runs/demo"),
+) -> None:
+    """Train a small language model and show which force moved its weights, and when.
+
+    Leaves records.parquet, forces.png and sigma.png in --out; Ctrl-C keeps what there is.
+    """
+    try:
+        settings = Settings(
+            steps=steps,
+            width=width,
+            layers=layers,
+            heads=heads,
+            context=context,
+            batch=batch,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            seed=seed,
+            every=every,
+            device=device,
+            forces=forces,
+        )
+        demonstrate(settings, out)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def demonstrate(settings: Settings, out: Path) -> None:
+    """Train under a progress bar, then print the tables and draw the pictures."""
+    device = settings.torch_device()
+    source = library_source()
+    if not settings.forces:
+        say_timing(train_with_bar(settings, source, None))
+        return
+    records_path = out / "records.parquet"
+    with ParquetSink(records_path, asdict(settings) | {"device": str(device)}, overwrite=True) as sink:
+        run = train_with_bar(settings, source, sink)
+    records = read_records(records_path)
+    if run.last_budget is None or records.num_rows == 0:
+        print("stopped before the first record")
+        return
+    print(f"\nThe budget of step {run.step}\n\n{budget_table(run.last_budget)}\n")
+    print(f"The budget of the run by role and phase\n\n{phase_table(records)}\n")
+    say_timing(run)
+    draw_forces(records, out / "forces.png")
+    draw_sigma(records, out / "sigma.png")
+    print(f"written: {records_path}, {out / 'forces.png'}, {out / 'sigma.png'}")
+
+
+def train_with_bar(settings: Settings, source: Tensor, sink: ParquetSink | None) -> Run:
+    """`train`, its progress shown."""
+    words = TextColumn("training"), TextColumn("loss {task.fields[loss]:.3f} nats a byte")
+    with Progress(words[0], BarColumn(), MofNCompleteColumn(), words[1], TimeRemainingColumn()) as progress:
+        task = progress.add_task("training", total=settings.steps, loss=math.nan)
+        run = train(
+            settings, source, sink, lambda step, loss: progress.update(task, completed=step, loss=loss)
+        )
+    if run.interrupted:
+        print(f"interrupted after step {run.step}; the records so far are kept")
+    return run
+
+
+def say_timing(run: Run) -> None:
+    """The closure of the budget and what measuring costs."""
+    steps = max(run.step, 1)
+    step_ms = 1e3 * run.training.seconds / steps
+    print(f"training    {step_ms:.1f} ms a step")
+    if run.last_budget is None:
+        return
+    forces_ms = 1e3 * run.measuring.seconds / steps
+    print(f"wk.forces   {forces_ms:.2f} ms a step, {100 * forces_ms / step_ms:.2f} % of the training")
+    print(
+        f"closure     |predicted − measured Δ‖w‖²| at most {run.closure.of_budget:.1e} of the absolute budget"
+    )
+    print(f"            and {run.closure.of_bound:.2f} of what the rounding of single entries may leave")
+
+
+if __name__ == "__main__":
+    app()

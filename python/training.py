@@ -1,0 +1,210 @@
+"""A training loop as people write it, with the force budget on."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from neox import GPTNeoXForCausalLM
+from text import VOCABULARY, random_windows
+from torch import Tensor
+
+import weibull_kernels as wk
+from weibull_kernels.records import ParquetSink
+
+BETAS = (0.9, 0.95)
+CLIP = 1.0
+FINAL_LR = 0.05  # of the peak, at the end of the cosine
+ROUNDING = 2.0**-24  # of one fp32 operation, relative
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run. `lr` is the peak; `every` is how many steps lie between two records."""
+
+    steps: int = 1000
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    context: int = 64
+    batch: int = 16
+    lr: float = 6e-3
+    weight_decay: float = 0.8
+    warmup: int | None = None  # a tenth of the steps
+    seed: int = 0
+    every: int = 5
+    device: str = "auto"
+    forces: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "layers", "heads", "context", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a positive number, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or a positive number, got {self.weight_decay}")
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(f"lr·weight_decay must be under 1, got {self.lr * self.weight_decay}; lower one")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width must be an even number for each head; {self.width} over {self.heads} heads is not"
+            )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"warmup must be from 0 to steps ({self.steps}), got {self.warmup}")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        return self.steps // 10 if self.warmup is None else self.warmup
+
+    def torch_device(self) -> torch.device:
+        """The GPU where there is one, unless told otherwise."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device '{self.device}' cannot be used here: {reason}") from None
+        return device
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to `FINAL_LR`; part of the peak at a step, from 1."""
+        warmup = self.warmup_steps
+        if step <= warmup:
+            return step / warmup
+        along = (step - warmup) / max(1, self.steps - warmup)
+        return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * along)) / 2
+
+
+def make_optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms and biases do not."""
+    matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim > 1]
+    vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS)
+
+
+@dataclass
+class Closure:
+    """How well the budget closes: the largest residue |predicted − measured| of Δ‖w‖² so far.
+
+    Measured are the squared norms before and after the step, in float64. A correct budget leaves
+    only the rounding of single entries: 1e-6·(|alignment|+|injection|+|decay|) + 16·r·√Σw⁴.
+    """
+
+    of_budget: float = 0.0
+    """Summed over the tensors, relative to the absolute budget."""
+    of_bound: float = 0.0
+    """Of the worst tensor, relative to that bound: at most 1."""
+
+    def add(self, budget: wk.ForceBudget, before: Tensor, weights: list[Tensor]) -> None:
+        """Judge one step by `norms_sq(weights)` before it and the weights after it."""
+        residue = (budget.predicted_change - (norms_sq(weights) - before)).abs()
+        fourth = torch.stack([weight.detach().double().pow(4).sum() for weight in weights])
+        bound = 1e-6 * budget.absolute + 16 * ROUNDING * fourth.sqrt()
+        # A tensor of zeros that stays so has a bound of 0 and nothing to judge.
+        of_bound = (residue / bound).nan_to_num(0.0).max()
+        self.of_budget = max(self.of_budget, (residue.sum() / budget.absolute.sum()).item())
+        self.of_bound = max(self.of_bound, of_bound.item())
+
+
+def norms_sq(weights: list[Tensor]) -> Tensor:
+    """‖w‖² of each tensor, float64 [P]."""
+    return torch.stack([weight.detach().double().square().sum() for weight in weights])
+
+
+class Stopwatch:
+    """Seconds spent in `with stopwatch:` blocks, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._started = self._now()
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds += self._now() - self._started
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@dataclass
+class Run:
+    """What a training run leaves behind, next to its records."""
+
+    model: torch.nn.Module
+    training: Stopwatch
+    measuring: Stopwatch
+    closure: Closure = field(default_factory=Closure)
+    last_budget: wk.ForceBudget | None = None
+    step: int = 0
+    interrupted: bool = False
+
+
+def train(
+    settings: Settings,
+    text: Tensor,
+    sink: ParquetSink | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> Run:
+    """Train on the bytes of `text`; measure every step, record every `settings.every`-th and the last.
+
+    `report` is called with the step and its loss as often as that. Ctrl-C ends the run early and
+    in order. Measuring changes nothing: without `settings.forces` the weights are the same bits.
+    """
+    device = settings.torch_device()
+    torch.manual_seed(settings.seed)
+    model = GPTNeoXForCausalLM(VOCABULARY, settings.width, settings.layers, settings.heads).to(device)
+    optimizer = make_optimizer(model, settings)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: settings.lr_factor(done + 1))
+    places = torch.Generator().manual_seed(settings.seed)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    run = Run(model, training=Stopwatch(device), measuring=Stopwatch(device))
+    try:
+        for step in range(1, settings.steps + 1):
+            recorded = step % settings.every == 0 or step == settings.steps
+            with run.training:
+                tokens, following = random_windows(text, settings.batch, settings.context, places)
+                logits = model(tokens.to(device))
+                loss = F.cross_entropy(logits.flatten(0, 1), following.to(device).flatten())
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            before = norms_sq(weights) if recorded and settings.forces else None
+            with run.training:
+                optimizer.step()
+            if settings.forces:
+                with run.measuring:
+                    run.last_budget = wk.forces(optimizer)
+            if run.last_budget is not None and before is not None:
+                run.closure.add(run.last_budget, before, weights)
+                if sink is not None:
+                    tokens_seen = step * settings.batch * settings.context
+                    sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **rates(optimizer))
+            scheduler.step()
+            run.step = step
+            if report is not None and recorded:
+                report(step, loss.item())
+    except KeyboardInterrupt:
+        run.interrupted = True
+    return run
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
+    """`lr` and `weight_decay` of each parameter, [P]."""
+    return {
+        rate: [group[rate] for group in optimizer.param_groups for _ in group["params"]]
+        for rate in ("lr", "weight_decay")
+    }

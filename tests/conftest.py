@@ -1,0 +1,28 @@
+"""Set before anything imports Triton: without a GPU its kernels run in the interpreter."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The tensors here are small: a second thread costs more than it saves.
+torch.set_num_threads(1)
+
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def restore_threads():
+    """For tests that set the number of threads."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

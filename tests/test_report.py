@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+import weibull_kernels as wk
+from weibull_kernels.records import ParquetSink, read_records
+from weibull_kernels.report import budget_table, phase_table
+
+
+def cells(table):
+    """The rows of a printed table by their first word."""
+    return {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
+
+
+def budget(names, alignment, decay, **more):
+    alignment, decay = np.array(alignment, float), np.array(decay, float)
+    zero = np.zeros(len(alignment))
+    return wk.ForceBudget(
+        alignment, zero, decay, zero, norm_sq=zero + 4, numel=np.full(len(zero), 100), names=names, **more
+    )
+
+
+NAMES = (
+    "embed_out.weight",
+    "layers.0.mlp.a.weight",
+    "layers.1.mlp.a.weight",
+    "layers.0.attention.dense.weight",
+)
+
+
+def test_by_role_by_hand():
+    table = cells(budget_table(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3])))
+    assert list(table)[2:] == ["attention_output", "ffn", "head", "transmission", "all"]
+    # tensors, entries, alignment, injection, decay, Δ‖w‖²/‖w‖², σ, direction
+    assert table["ffn"][1:] == ["2", "200", "+75.0", "+0.0", "-25.0", "+2.50e-01", "0.20000", "grows"]
+    assert table["attention_output"][6:] == ["-5.00e-01", "0.20000", "shrinks"]
+    assert table["head"][-1] == "holds"
+    assert table["transmission"][1:6] == ["3", "300", "+50.0", "+0.0", "-50.0"]
+    assert table["all"][1:3] == ["4", "400"]
+
+
+def test_the_table_is_plain_text_of_one_width():
+    text = budget_table(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3]))
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert text == text.strip("\n")
+    assert str(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3])) == text
+
+
+def test_no_transmission_row_where_there_are_no_such_weights():
+    assert "transmission" not in budget_table(budget(("a.bias", "b.bias"), [1, 1], [0, 0]))
+
+
+def test_without_names_all_is_one_row():
+    sums = (np.array([-0.5, 1.0]), 1.0, 4.0)
+    table = cells(budget_table(wk.ForceBudget.from_sums(*sums, lr=0.1, weight_decay=0.1)))
+    assert list(table)[2:] == ["all"]
+    assert table["all"][1:3] == ["2", "–"]
+
+
+def test_plain_numbers_and_single_rows():
+    one = wk.ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1)
+    assert cells(str(one))["all"] == ["all", "1", "–", "+52.6", "+5.3", "-42.1", "+7.35e-03", "–", "grows"]
+    total = budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3]).total("*.mlp.*")
+    assert cells(str(total))["*.mlp.*"][1:3] == ["1", "200"]
+
+
+def test_tensors_that_did_not_move_and_tensors_of_zeros():
+    still = wk.ForceBudget(0.0, 0.0, 0.0, 0.0, norm_sq=0.0, numel=4)
+    assert cells(str(still))["all"] == ["all", "1", "4", "–", "–", "–", "–", "0.00000", "at", "rest"]
+
+
+def test_a_measured_budget_of_torch_tensors():
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.named_parameters(), lr=0.1)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert set(cells(budget_table(wk.forces(optimizer)))) >= {"other", "bias", "all"}
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A head in balance throughout; an FFN that rises for 50 steps, holds for 30 and relaxes for 20."""
+    names = ("embed_out.weight", "layers.0.mlp.a.weight")
+    alignment = np.repeat([3, 1, 1], [50, 30, 20])
+    decay = np.repeat([-1, -1, -3], [50, 30, 20])
+    with ParquetSink(tmp_path / "run.parquet") as sink:
+        for row in range(100):
+            forces = budget(names, [1, alignment[row]], [-1, decay[row]], step=np.full(2, row + 1))
+            sink.write(row + 1, forces)
+    return read_records(tmp_path / "run.parquet")
+
+
+def test_by_role_and_phase(records):
+    lines = [line.split() for line in phase_table(records).splitlines() if line.strip()][2:]
+    # role, phase, from, of run, alignment, injection, decay, net, σ; the role is said once. The average
+    # over five records carries each phase two records into the next.
+    assert lines[0][:4] == ["ffn", "rise", "1", "52"]
+    assert lines[1][:3] == ["balance", "53", "26"]
+    assert lines[2] == ["relaxation", "79", "22", "+26.2", "+0.0", "-73.8", "-47.6", "0.20000"]
+    assert lines[3][:4] == ["head", "balance", "1", "100"]
+    assert lines[3][4:] == ["+50.0", "+0.0", "-50.0", "+0.0", "0.20000"]
+    assert [line[0] for line in lines[4:] if len(line) > 8] == ["transmission", "all"]
+
+
+def test_no_records_make_no_table(records):
+    with pytest.raises(ValueError, match="no records to make a table of"):
+        phase_table(records.slice(0, 0))
