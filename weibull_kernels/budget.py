@@ -244,7 +244,7 @@ def _as_doubles(*values: Array) -> Sequence[Array]:
         tensors = [torch.as_tensor(value, dtype=torch.float64, device=tensor.device) for value in values]
         return list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
     if all(isinstance(value, (int, float)) for value in values):
-        return [float(value) for value in values]
+        return values
     arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in values))
     return [array[()] for array in arrays]  # a 0-dim array becomes a number
 
