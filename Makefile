@@ -11,7 +11,7 @@ help:
 	@echo "make demo    train a small model with the force budget on; print and draw it (runs/demo)"
 	@echo "make test    every test"
 	@echo "make check   lint, format, types, build, import"
-	@echo "make bench   the benchmarks, written to benchmarks/results"
+	@echo "make bench   the benchmarks, written to benchmarks/results and README.md"
 	@echo "make gpu     everything that needs a GPU, with PYTHON's own torch ($(PYTHON))"
 	@echo "make format  write the format that make check asks for"
 
@@ -31,11 +31,13 @@ check: .venv/ready
 	$(BIN)/ruff format --check $(PROGRAMS)
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/readme_table.py --check
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends())"
 
 bench: .venv/ready
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python benchmarks/readme_table.py
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py
