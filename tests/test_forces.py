@@ -467,3 +467,28 @@ def test_no_warnings():
         warnings.simplefilter("always")
         wk.forces(optimizer)
     assert not caught
+
+
+def test_roles_of_the_users_own():
+    parameters = [
+        ("a.adapter.weight", torch.nn.Parameter(torch.randn(3))),
+        ("a.mlp.up_proj.weight", torch.nn.Parameter(torch.randn(4))),
+    ]
+    optimizer = AdamW(parameters)
+    set_gradients([p for _, p in parameters])
+    optimizer.step()
+    budget = wk.forces(optimizer, roles={"*.adapter.*": "attention_output"})
+    assert budget.roles == ("attention_output", "ffn")
+    assert budget.total(role="transmission").numel.item() == 7
+    assert budget.total(role="attention_output").alignment.item() == budget.alignment[0].item()
+    assert "attention_output" in str(budget)
+    assert wk.forces(optimizer).roles == ("other", "ffn")
+
+
+def test_selected_rows_keep_everything_else():
+    parameters = [(name, torch.nn.Parameter(torch.randn(3))) for name in "abc"]
+    budget = wk.forces(AdamW(parameters), histogram=True).select([2, 0])
+    assert budget.names == budget.weights.names == ("c", "a")
+    assert budget.weights.histogram.shape[0] == 2
+    expected = torch.stack([parameters[row][1].detach().double().square().sum() for row in (2, 0)])
+    assert torch.allclose(budget.norm_sq, expected, rtol=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .roles import roles_of
+from .roles import TRANSMISSION, roles_of
 from .statistics import WeightStatistics
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ForceBudget:
         step: [P] int64, how many steps the optimizer had made on the tensor after the last of them.
         names: of the tensors, or None.
         weights: statistics of the weights after the last step, or None.
+        role_overrides: patterns to roles for names that `wk.role_of` would not know.
     """
 
     alignment: Array
@@ -62,6 +63,7 @@ class ForceBudget:
     step: Array = None
     names: tuple[str, ...] | None = None
     weights: WeightStatistics | None = None
+    role_overrides: Mapping[str, str] | None = None
 
     @classmethod
     def from_sums(
@@ -131,6 +133,11 @@ class ForceBudget:
         """|alignment| + |injection| + |decay|, [P]: what the shares are shares of."""
         return abs(self.alignment) + abs(self.injection) + abs(self.decay)
 
+    @property
+    def roles(self) -> tuple[str, ...] | None:
+        """The role of each tensor, as by `wk.role_of`; None where there are no names."""
+        return None if self.names is None else roles_of(self.names, self.role_overrides)
+
     def shares(self) -> Shares:
         """Each force over the absolute budget, signed, [P]; NaN for a tensor that did not move."""
         with np.errstate(invalid="ignore"):
@@ -143,7 +150,7 @@ class ForceBudget:
 
         Args:
             pattern: as in `fnmatch`, such as "*.mlp.*"; all tensors by default.
-            role: only those that `wk.role_of` puts there.
+            role: only those of this role; "transmission" is attention output and FFN together.
 
         Raises:
             ValueError: no name matches, or the budget has no names to match.
@@ -156,9 +163,12 @@ class ForceBudget:
         def pick(value: Array) -> Array:
             return value[rows] if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
 
-        fields = {field: pick(getattr(self, field)) for field in _COLUMNS}
-        names = None if self.names is None else tuple(self.names[row] for row in rows)
-        return ForceBudget(**fields, names=names)
+        return dataclasses.replace(
+            self,
+            **{field: pick(getattr(self, field)) for field in _COLUMNS},
+            names=None if self.names is None else tuple(self.names[row] for row in rows),
+            weights=None if self.weights is None else self.weights.select(rows),
+        )
 
     def as_published(self) -> ForceBudget:
         """The reading of the code published with [W2], for comparison with its figures only.
@@ -182,11 +192,7 @@ class ForceBudget:
     def to_dict(self) -> dict[str, Any]:
         """Columns by name, as numpy arrays on the host; this waits for the device."""
         columns = {field: _on_host(getattr(self, field)) for field in _COLUMNS}
-        names = (
-            {}
-            if self.names is None
-            else {"name": np.array(self.names), "role": np.array(roles_of(self.names))}
-        )
+        names = {} if self.names is None else {"name": np.array(self.names), "role": np.array(self.roles)}
         return names | {field: value for field, value in columns.items() if value is not None}
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -204,11 +210,11 @@ class ForceBudget:
             raise ValueError(
                 f"this budget has no names to match {role or pattern!r} with; give names= to from_sums"
             )
-        roles = roles_of(self.names)
+        wanted = TRANSMISSION if role == "transmission" else (role,)
         rows = [
             row
-            for row, name in enumerate(self.names)
-            if fnmatchcase(name, pattern) and (role is None or roles[row] == role)
+            for row, (name, its_role) in enumerate(zip(self.names, self.roles or (), strict=True))
+            if fnmatchcase(name, pattern) and (role is None or its_role in wanted)
         ]
         if not rows:
             some = ", ".join(self.names[:3])

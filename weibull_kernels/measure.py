@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def forces(
     lr: LearningRate | None = None,
     since: ForceBudget | None = None,
     histogram: bool = False,
+    roles: Mapping[str, str] | None = None,
     backend: str | None = None,
 ) -> ForceBudget:
     """The force budget of the optimizer's last step, one row per parameter.
@@ -51,6 +53,8 @@ def forces(
         since: an earlier budget of the same optimizer. Tensors whose step count has not moved
             since (a skipped step, no gradient) become rows of zero force, `steps` 0.
         histogram: also count the bit-pattern histogram into `budget.weights`.
+        roles: patterns to roles, such as {"*.adapter.*": "ffn"}, for tables and totals by role,
+            where the names are not those that `wk.role_of` knows.
         backend: "reference", "cpu", "triton", or None to let the device choose.
 
     Returns:
@@ -82,12 +86,14 @@ def forces(
     for index, row in enumerate(rows):
         by_device.setdefault(row.weight.device, []).append(index)
     if len(by_device) == 1:
-        return _forces_on(rows, steps, histogram, backend)
-    parts = [
-        _forces_on([rows[i] for i in indices], None if steps is None else steps[indices], histogram, backend)
-        for indices in by_device.values()
-    ]
-    return _joined(parts, [index for indices in by_device.values() for index in indices])
+        budget = _forces_on(rows, steps, histogram, backend)
+    else:
+        parts = [
+            _forces_on([rows[i] for i in index], None if steps is None else steps[index], histogram, backend)
+            for index in by_device.values()
+        ]
+        budget = _joined(parts, [i for index in by_device.values() for i in index])
+    return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
 
 
 def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:

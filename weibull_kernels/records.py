@@ -8,7 +8,6 @@ import platform
 import weakref
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -122,7 +121,11 @@ class ParquetSink:
         rows = len(columns["alignment"])
         names = budget.names or tuple(str(row) for row in range(rows))
         _book_once(columns, names, self._booked)
-        columns |= {"step": np.full(rows, step), "name": names, "role": _roles(names)}
+        columns |= {
+            "step": np.full(rows, step),
+            "name": names,
+            "role": roles_of(names, budget.role_overrides),
+        }
         arrays = [_arrow(columns.get(field.name), field.type, rows) for field in self._schema]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._file.flush()
@@ -272,11 +275,6 @@ def _arrow(column: Any, kind: pa.DataType, rows: int) -> pa.Array:
     if column is None:
         return pa.nulls(rows, kind)
     return pa.array(column.astype(np.int64) if kind == pa.int64() else column, kind)
-
-
-@lru_cache(maxsize=8)  # the same names at every step of a run
-def _roles(names: tuple[str, ...]) -> tuple[str, ...]:
-    return roles_of(names)
 
 
 def _part(path: Path) -> Path:

@@ -15,7 +15,7 @@ from rich.table import Table
 from .budget import ForceBudget
 from .phases import BALANCED, find_phases
 from .records import force_series
-from .roles import ROLES, TRANSMISSION, roles_of
+from .roles import ROLES, TRANSMISSION
 
 _WIDTH = 120
 _NOTHING = "–"
@@ -89,7 +89,7 @@ def _groups(budget: ForceBudget) -> list[tuple[str, np.ndarray]]:
         return [("all", every)]
     if len(budget.names) == 1:
         return [(budget.names[0], every)]
-    role = np.array(roles_of(budget.names))
+    role = np.array(budget.roles)
     groups = [(label, np.flatnonzero(role == label)) for label in _in_order(role)]
     transmission = np.flatnonzero(np.isin(role, TRANSMISSION))
     if len(transmission):
@@ -111,7 +111,7 @@ def _flat(budget: ForceBudget) -> ForceBudget:
     columns = {name: value for name, value in budget.to_dict().items() if name in _COLUMNS}
     broadcast = np.broadcast_arrays(*columns.values())
     flat: dict[str, Any] = {name: np.ravel(b) for name, b in zip(columns, broadcast, strict=True)}
-    return ForceBudget(**flat, names=budget.names)
+    return ForceBudget(**flat, names=budget.names, role_overrides=budget.role_overrides)
 
 
 def _summed(budget: ForceBudget, rows: np.ndarray) -> ForceBudget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -54,10 +55,12 @@ def role_of(name: str, overrides: Mapping[str, str] | None = None) -> str:
     for pattern, role in (overrides or {}).items():
         if fnmatchcase(name, pattern):
             return role
-    for role, expression in _PATTERNS:
-        if expression.search(name):
-            return role
-    return "other"
+    return _built_in_role(name)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _built_in_role(name: str) -> str:
+    return next((role for role, expression in _PATTERNS if expression.search(name)), "other")
 
 
 def roles_of(names: Iterable[str], overrides: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -48,3 +49,9 @@ class WeightStatistics:
     def rms(self) -> Tensor:
         """σ = √(‖w‖²/n), [P]: the root mean square, not the standard deviation of |w|."""
         return (self.norm_sq / self.numel).sqrt()
+
+    def select(self, rows: list[int]) -> WeightStatistics:
+        """The statistics of the given rows alone."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "names"}
+        picked: dict[str, Any] = {name: None if c is None else c[rows] for name, c in columns.items()}
+        return WeightStatistics(names=tuple(self.names[row] for row in rows), **picked)
