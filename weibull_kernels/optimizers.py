@@ -241,7 +241,8 @@ def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
 def _row(
     name: str, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], settings: Settings
 ) -> Row:
-    _require_plain(name, parameter)
+    if not _is_plain(parameter):
+        raise _not_plain(name, parameter)
     if "exp_avg" not in state:
         return Row(name, parameter, None, None, 0.0, settings)
     exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
@@ -252,27 +253,36 @@ def _row(
                 f"{parameter.device}, got {tuple(tensor.shape)} on {tensor.device}; was the model moved "
                 "or the state loaded after the optimizer was made?"
             )
-        _require_plain(f"{moment} of {name}", tensor)
+        if not _is_plain(tensor):
+            raise _not_plain(f"{moment} of {name}", tensor)
     return Row(name, parameter, state["exp_avg"], exp_avg_sq, state["step"], settings)
 
 
-def _require_plain(name: str, tensor: Tensor) -> None:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its memory is entries of a dtype that the kernels read."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype in _DTYPES
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+    )
+
+
+def _not_plain(name: str, tensor: Tensor) -> TypeError:
     kind = type(tensor)
-    if kind in _PLAIN and tensor.dtype in _DTYPES and tensor.layout is torch.strided and not tensor.is_meta:
-        return
     if kind not in _PLAIN:
-        raise TypeError(
+        return TypeError(
             f"'{name}' is a {kind.__module__}.{kind.__qualname__}; forces() reads plain torch tensors, "
             "so gather a sharded or wrapped parameter first"
         )
     if tensor.layout != torch.strided:
-        raise TypeError(
+        return TypeError(
             f"'{name}' has layout {tensor.layout}; forces() needs a dense tensor: call .to_dense()"
         )
     if tensor.dtype not in _DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-        raise TypeError(f"'{name}' has dtype {tensor.dtype}; forces() takes {known}")
-    raise TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
+        return TypeError(f"'{name}' has dtype {tensor.dtype}; forces() takes {known}")
+    return TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
 
 
 def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:

@@ -43,7 +43,8 @@ def instruction_sets() -> list[str]:
 def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | None = None) -> Sums:
     """Every sum of `interface.Sums` in one pass, by as many threads as torch is set to."""
     flat = flat_columns(rows)  # holds copies alive until the pass is over
-    tensors = np.array([_addresses(*columns) for columns in flat], dtype=np.int64).reshape(-1, 7)
+    cells = [cell for columns in flat for cell in _addresses(*columns)]
+    tensors = np.array(cells, dtype=np.int64).reshape(-1, 7)
     root = rows.bias_correction2.sqrt()
     scales = torch.stack((rows.eps * root, root / rows.bias_correction1), dim=1).numpy()
     histograms = _zeroed(len(flat)) if with_histogram else None
