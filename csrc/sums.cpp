@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
+#include <exception>
+#include <mutex>
 #include <thread>
 
 #if defined(__x86_64__)
@@ -27,7 +28,7 @@ std::vector<Chunk> chunks_of(const std::vector<Tensor>& tensors) {
     return chunks;
 }
 
-// While this lives, subnormal numbers are numbers: torch.set_flush_denormal(True) in the
+// While this lives, subnormal numbers are numbers on x86: torch.set_flush_denormal(True) in the
 // training loop must not change what is measured. A new thread inherits its creator's setting.
 class SubnormalsKept {
 #if defined(__x86_64__)
@@ -52,16 +53,28 @@ constexpr int64_t kBatch = 16;
 constexpr int64_t kEntriesPerThread = 1 << 16;
 
 // Runs work() on `threads` threads, this one among them. A thread that the system refuses is
-// done without: the others take its share.
+// done without: the others take its share. An exception reaches the caller when all are done.
 template <class Work>
 void run_on_threads(int threads, const Work& work) {
+    std::mutex mutex;
+    std::exception_ptr failure;
+    const auto guarded = [&] {
+        try {
+            work();
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            if (!failure) failure = std::current_exception();
+        }
+    };
     std::vector<std::thread> helpers;
+    helpers.reserve(std::max(threads - 1, 0));
     try {
-        for (int i = 1; i < threads; ++i) helpers.emplace_back(work);
-    } catch (const std::system_error&) {
+        for (int i = 1; i < threads; ++i) helpers.emplace_back(guarded);
+    } catch (const std::exception&) {
     }
-    work();
+    guarded();
     for (std::thread& helper : helpers) helper.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 void add(Sums& total, const Sums& part) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,9 +95,20 @@ def _default_backend(device_type: str) -> str:
         f"weibull_kernels uses the slow reference backend on '{device_type}': backend '{meant}' cannot run "
         f"because {reason}",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=_frames_to_the_caller(),
     )
     return "reference"
+
+
+def _frames_to_the_caller() -> int:
+    """The `stacklevel` of a warning that is to point at the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "weibull_kernels",
+        "torch",
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def find_kernel(operation: str, backend: str | None, device: torch.device) -> Callable[..., Sums]:
@@ -115,7 +127,7 @@ def find_kernel(operation: str, backend: str | None, device: torch.device) -> Ca
     found = _backend(backend)
     if not found.available:
         raise RuntimeError(f"backend '{backend}' cannot run: {found.reason}")
-    if backend != "reference" and device.type not in found.devices:
+    if backend != "reference" and not any(name.startswith(device.type) for name in found.devices):
         raise RuntimeError(
             f"backend '{backend}' runs on {', '.join(found.devices)}, "
             f"but the tensors are on '{device.type}'; pass backend=None to let the device choose"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .budget import ForceBudget
 from .dispatch import find_kernel
+from .kernels.memory import sent
 from .optimizers import LearningRate, Row, read_optimizer, with_columns
 from .statistics import WeightStatistics
 
@@ -78,8 +79,11 @@ def forces(
     rows = read_optimizer(optimizer, model, lr)
     if not rows:
         raise ValueError("the optimizer has no parameters to measure")
-    if since is not None and since.names != tuple(row.name for row in rows):
-        raise ValueError("since= must be an earlier budget of the same optimizer: its rows have other names")
+    if since is not None and (since.step is None or since.names != tuple(row.name for row in rows)):
+        raise ValueError(
+            "since= must be an earlier budget of the same optimizer, from forces(): "
+            "its rows have other names, or no step"
+        )
 
     steps = None if since is None else since.step
     by_device: dict[torch.device, list[int]] = {}
@@ -101,13 +105,14 @@ def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
     devices = [part.alignment.device for part in parts]
     home = next((device for device in devices if device.type != "cpu"), devices[0])
     order = sorted(range(len(rows)), key=rows.__getitem__)
+    index = sent(torch.tensor(order, device="cpu"), home)
 
     def join(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
-            return torch.cat([value.to(home, non_blocking=True) for value in values])[order]
+            return torch.cat([value.to(home, non_blocking=home.type != "cpu") for value in values])[index]
         if isinstance(values[0], tuple):
             together = [name for value in values for name in value]
-            return tuple(together[index] for index in order)
+            return tuple(together[row] for row in order)
         if isinstance(values[0], (ForceBudget, WeightStatistics)):
             fields = [field.name for field in dataclasses.fields(values[0])]
             return type(values[0])(
@@ -125,14 +130,14 @@ def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: 
     sums = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
     moved = stepped.step > 0
     if since is not None:
-        moved &= stepped.step > since.to(device)
+        moved &= stepped.step != since.to(device)
     names = tuple(row.name for row in rows)
-    numel = torch.tensor([row.weight.numel() for row in rows]).to(device, non_blocking=True)
-    # A tensor that did not move: no rate, no decay, hence no force.
-    return ForceBudget.from_sums(
+    numel = sent(torch.tensor([row.weight.numel() for row in rows], device="cpu"), device)
+    # A tensor that did not move has no update, no decay and, should it hold a NaN, no norm: no force.
+    budget = ForceBudget.from_sums(
         torch.where(moved, sums.weight_update, 0.0),
         torch.where(moved, sums.update_sq, 0.0),
-        sums.weight_sq,
+        torch.where(moved, sums.weight_sq, 0.0),
         lr=stepped.lr,
         decay_factor=torch.where(moved, stepped.decay_factor, 1.0),
         at="after",
@@ -142,3 +147,4 @@ def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: 
         names=names,
         weights=WeightStatistics.from_sums(names, numel, sums),
     )
+    return dataclasses.replace(budget, norm_sq=torch.where(moved, budget.norm_sq, sums.weight_sq))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .kernels.interface import Rows
+from .kernels.memory import sent
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (torch.nn.Parameter, Tensor)
 
-# The prefixes that wrappers put before the names of a model's parameters: the marks of the library
-# anywhere in them, "module." only where it is left in front.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
+# What wrappers put into the names of a model's parameters.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 
 LearningRate = float | Tensor | Sequence[float | Tensor]
 
@@ -41,13 +42,14 @@ class Settings:
 
     lr: float | Tensor
     weight_decay: float
-    beta1: float
-    beta2: float
+    beta1: float | Tensor
+    beta2: float | Tensor
     eps: float
     decoupled: bool
     fused: bool
     foreach: bool | None
     capturable: bool
+    differentiable: bool
 
     def decay_factor(self, weight: Tensor) -> float | Tensor:
         """The c of w⁺ = c·w − η·u, as rounded by the implementation that multiplied by it.
@@ -67,20 +69,23 @@ class Settings:
         rounded_to = self._dtype_of_decay(weight)
         if isinstance(factor, Tensor):
             return factor.to(rounded_to).double()
-        return torch.tensor(factor, dtype=torch.float64).to(rounded_to).item()
+        return torch.tensor(factor, dtype=torch.float64, device="cpu").to(rounded_to).item()
 
     def _dtype_of_decay(self, weight: Tensor) -> torch.dtype:
         on_gpu = weight.device.type == "cuda"
         if weight.dtype == torch.float64 or (self.fused and on_gpu):
             return torch.float64
-        foreach = on_gpu and not self.fused if self.foreach is None else self.foreach
-        return weight.dtype if foreach else torch.float32
+        foreach = (
+            on_gpu and not self.fused and not self.differentiable if self.foreach is None else self.foreach
+        )
+        # A number is rounded to the dtype of the list it multiplies; a tensor factor is not.
+        return weight.dtype if foreach and not isinstance(self.lr, Tensor) else torch.float32
 
     def bias_correction_in_float32(self, weight: Tensor) -> bool:
         """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, CUDA fused since 2.13."""
         if self.fused:
             return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
-        return self.capturable
+        return self.capturable or self.differentiable
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,12 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
     Numbers on the host are sent there, tensors (a capturable step, a tensor lr) are stacked.
     """
     device = rows[0].weight.device
-    # Rows of one group and dtype stand together and share their numbers.
-    runs = [list(run) for _, run in groupby(rows, key=lambda row: (id(row.settings), row.weight.dtype))]
-    lengths = torch.tensor([len(run) for run in runs]).to(device, non_blocking=True)
+    # Rows of one group and dtype stand together and share their numbers; without state they have none.
+    runs = [
+        list(run)
+        for _, run in groupby(rows, key=lambda row: (id(row.settings), row.weight.dtype, row.exp_avg is None))
+    ]
+    lengths = sent(torch.tensor([len(run) for run in runs], device="cpu"), device)
     groups = [(run[0].settings, run[0].weight) for run in runs]
 
     def column(values: Iterable[float | Tensor]) -> Tensor:
@@ -158,7 +166,9 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
     return Stepped(
         rows=tuple(rows),
         lr=column(settings.lr for settings, _ in groups),
-        decay_factor=column(settings.decay_factor(weight) for settings, weight in groups),
+        decay_factor=column(
+            1.0 if run[0].exp_avg is None else run[0].settings.decay_factor(run[0].weight) for run in runs
+        ),
         step=step,
         kernel_rows=Rows(
             weights=[row.weight for row in rows],
@@ -193,8 +203,11 @@ def _names_in(model: torch.nn.Module) -> dict[int, str]:
     names = {}
     for name, parameter in model.named_parameters():
         for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "") if wrapper.startswith("_") else name.removeprefix(wrapper)
+            name = name.replace(wrapper, "")
         names[id(parameter)] = name
+    # DataParallel's prefix; where only some names have it, it is a module of the model's own.
+    if all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
     return names
 
 
@@ -211,22 +224,26 @@ def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:
 def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
     if lr is None:
         return [None] * groups
-    if isinstance(lr, Real):
-        return [float(lr)] * groups
-    if isinstance(lr, Tensor) and lr.numel() == 1:
-        return [lr] * groups
-    several = cast(Sequence[float | Tensor], lr)
-    rates: list[float | Tensor | None] = [r if isinstance(r, Tensor) else float(r) for r in several]
+    if isinstance(lr, (Real, str)) or (isinstance(lr, Tensor) and lr.numel() == 1):
+        return [_rate(lr)] * groups
+    rates = [_rate(rate) for rate in cast(Sequence[float | Tensor], lr)]
     if len(rates) != groups:
         raise ValueError(f"lr must be one rate or one per param group ({groups}), got {len(rates)}")
-    return rates
+    return list(rates)
+
+
+def _rate(lr: Any) -> float | Tensor:
+    if isinstance(lr, Tensor):
+        return lr
+    if not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+        raise ValueError(f"lr must be a finite rate of 0 or more, or one per param group, got {lr!r}")
+    return float(lr)
 
 
 def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    lr = group["lr"] if rate is None else rate
+    beta1, beta2 = (_scalar(beta) for beta in group["betas"])
     return Settings(
-        lr=lr.detach().reshape(()) if isinstance(lr, Tensor) else lr,
+        lr=_scalar(group["lr"] if rate is None else rate),
         weight_decay=float(group["weight_decay"]),
         beta1=beta1,
         beta2=beta2,
@@ -234,7 +251,8 @@ def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
         decoupled=bool(group["decoupled_weight_decay"]),
         fused=bool(group["fused"]),
         foreach=group["foreach"],
-        capturable=bool(group["capturable"] or group["differentiable"]),
+        capturable=bool(group["capturable"]),
+        differentiable=bool(group["differentiable"]),
     )
 
 
@@ -289,11 +307,18 @@ def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
     """Numbers and 0-dim tensors as float64 [P] on `device`, without waiting for the device."""
     values = list(values)
     if not any(isinstance(value, Tensor) for value in values):
-        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-    cells = [v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in values]
+        return sent(torch.tensor(values, dtype=torch.float64, device="cpu"), device)
+    cells = [
+        v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64, device="cpu") for v in values
+    ]
     if len({(cell.device, cell.dtype) for cell in cells}) > 1:
-        cells = [cell.to(device, torch.float64, non_blocking=True) for cell in cells]
-    return torch.stack(cells).to(device, torch.float64, non_blocking=True)
+        cells = [cell.to(device, torch.float64, non_blocking=device.type != "cpu") for cell in cells]
+    return torch.stack(cells).to(device, torch.float64, non_blocking=device.type != "cpu")
+
+
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """A number, or a one-entry tensor as 0-dim: reading its value would wait for the device."""
+    return value.detach().reshape(()) if isinstance(value, Tensor) else float(value)
 
 
 def _as_double(value: float | Tensor) -> float | Tensor:

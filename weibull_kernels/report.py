@@ -133,6 +133,8 @@ def _rms(total: ForceBudget) -> str:
 
 
 def _direction(total: ForceBudget) -> str:
+    if not np.isfinite(total.predicted_change):
+        return "undefined"
     if total.absolute == 0:
         return "at rest"
     if abs(total.predicted_change) <= BALANCED * total.absolute:

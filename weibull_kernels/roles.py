@@ -19,7 +19,10 @@ _PATTERNS = tuple(
         ("norm", r"\w*norm\w*|ln|ln\d|ln_\w+"),
         ("bias", r"bias|\w+_bias"),
         ("other", r"router|(mlp|block_sparse_moe)\.gate"),  # of a mixture of experts
-        ("head", r"lm_head|embed_out|head|output_head|unembed\w*|score|classifier|transformer\.ff_out"),
+        (
+            "head",
+            r"lm_head|embed_out|head|output_head|unembed\w*|output(?=\.weight$)|score|classifier|transformer\.ff_out",
+        ),
         ("embedding", r"\w*embed\w*|w[tp]e"),
         (
             "qkv",
@@ -31,7 +34,7 @@ _PATTERNS = tuple(
             r"mlp|ffn|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
             r"|(gate|up|down|gate_up)_proj|linear[12]|w[123]|ff_proj|ff_out",
         ),
-        ("attention_output", r"o_proj|out_proj|attn_out|wo|(\w*attention|attn)\.(dense|c_proj|proj)"),
+        ("attention_output", r"o_proj|out_proj|attn_out|wo|(\w*attention|\w*attn)\.(dense|c_proj|proj)"),
     )
 )
 

@@ -17,6 +17,7 @@ from weibull_kernels.kernels import triton
 from weibull_kernels.kernels.interface import Rows
 
 DEVICE = torch.device("cuda")
+assert not triton._interpreted(), "these tests are for the compiled kernels; unset TRITON_INTERPRET"
 SHAPES = [
     (),
     (0,),

@@ -30,7 +30,7 @@ def unavailable() -> str | None:
     if _missing is not None:
         return (
             f"the compiled extension is missing ({_missing}); install a C++17 compiler and the Python "
-            "headers, then reinstall with `pip install --force-reinstall --no-deps weibull-kernels`"
+            "headers, then, in the checkout, `pip install --force-reinstall --no-deps .`"
         )
     return None
 

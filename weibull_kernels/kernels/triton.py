@@ -6,8 +6,8 @@ Without a GPU the same kernels run on CPU tensors under TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from .interface import BINS, Rows, Sums
-from .memory import flat_columns
+from .memory import flat_columns, sent
 
-DEVICES = ("cuda", "cpu")
+try:
+    import triton
+except ImportError as error:
+    triton = None
+    _missing = str(error)
 
 CHUNK = 32768
 """Entries of a partial sum. It belongs to a chunk, so that scheduling changes nothing."""
@@ -37,26 +41,31 @@ _ALIGNMENT = 16
 
 def unavailable() -> str | None:
     """Why Triton cannot run, or None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; install it with `pip install 'weibull-kernels[triton]'`"
+    if triton is None:
+        return f"triton cannot be imported ({_missing}); install it with `pip install triton`"
     if not torch.cuda.is_available() and not _interpreted():
         return "torch sees no GPU; set TRITON_INTERPRET=1 to run the kernels on the CPU, slowly, for tests"
     return None
 
 
 def _interpreted() -> bool:
-    from triton import knobs
+    return triton is not None and bool(triton.knobs.runtime.interpret)
 
-    return bool(knobs.runtime.interpret)
+
+DEVICES = ("cuda", "cpu, interpreted") if _interpreted() else ("cuda",)
 
 
 def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     """Every sum of `interface.Sums`: a launch for each combination of dtypes, and one to combine."""
-    if rows.eps.device.type == "cpu" and not _interpreted():
-        raise RuntimeError("backend 'triton' takes CPU tensors only under TRITON_INTERPRET=1")
+    device = rows.eps.device
+    # Triton launches on the current device, whatever device the tensors are on.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        return _sums(rows, device, with_histogram)
+
+
+def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
     from . import triton_language as kernels
 
-    device = rows.eps.device
     flat = flat_columns(rows)  # holds copies alive until the launches are queued
     plan = _plan(tuple(_address(*columns) for columns in flat), device)
     partials = torch.empty(plan.partials, _COLUMNS, dtype=torch.float64, device=device)
@@ -172,22 +181,17 @@ def _plan(addresses: tuple[Address, ...], device: torch.device) -> Plan:
     partials = 0
     for row, (weight, exp_avg, exp_avg_sq, numel, dtypes) in enumerate(addresses):
         table.append((weight, exp_avg, exp_avg_sq, numel, partials))
-        begins = torch.arange(0, numel, CHUNK)
+        begins = torch.arange(0, numel, CHUNK, device="cpu")
         aligned = not any(pointer % _ALIGNMENT for pointer in (weight, exp_avg, exp_avg_sq))
         chunks = torch.stack((torch.full_like(begins, row), begins, torch.full_like(begins, aligned)), dim=1)
         by_dtypes.setdefault(dtypes, []).append(chunks)
         partials += len(begins)
     return Plan(
-        rows=_sent(torch.tensor(table, dtype=torch.int64).reshape(-1, 5), device),
+        rows=sent(torch.tensor(table, dtype=torch.int64, device="cpu").reshape(-1, 5), device),
         launches=tuple(
-            Launch(dtypes, _sent(chunks, device))
+            Launch(dtypes, sent(chunks, device))
             for dtypes, parts in by_dtypes.items()
             if len(chunks := torch.cat(parts))
         ),
         partials=partials,
     )
-
-
-def _sent(table: Tensor, device: torch.device) -> Tensor:
-    # From pinned memory, so that the copy does not wait for the device.
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
