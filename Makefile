@@ -33,7 +33,7 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/readme_table.py --check
 	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends())"
+	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends()); assert wk.backends()[1].available"
 
 bench: .venv/ready
 	$(BIN)/python -m pytest benchmarks $(ARGS)

@@ -3,7 +3,8 @@
     python3 benchmarks/gpu.py             # what `make gpu` runs, with that python's own torch
     python3 benchmarks/gpu.py --rehearse  # the measurements on a CPU with tiny lists; writes nothing
 
-Exit codes: 0 done; 1 a test failed or a result was wrong; 3 there is no CUDA device.
+Exit codes: 0 done; 1 a test failed or a result was wrong; 3 there is no CUDA device, or no torch
+(`make gpu` names it and exits with make's own 2).
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout is measured, installed or not
 
-import torch  # noqa: E402
-
 NO_DEVICE = 3
+
+try:
+    import torch
+except ImportError:
+    print(f"{sys.executable} has no torch: nothing to run (exit code {NO_DEVICE})")
+    sys.exit(NO_DEVICE)
+
 ROUNDS = 15
 # For so many clock cycles the device waits before each measured call, so that the host has
 # enqueued it all before the first kernel starts: 10 ms, longer than any of our calls takes.

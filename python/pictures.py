@@ -55,9 +55,9 @@ def draw_forces(records: pa.Table, path: Path) -> None:
         forces.plot(step, net, color="black", linewidth=1.5, linestyle="--", label="net")
         shares.plot(step, net / mean.absolute, color="black", linewidth=1.5, linestyle="--")
 
-        # Logarithmic both ways from a hundredth of the largest budget on, linear through zero.
+        # Logarithmic both ways from a tenth of the largest budget on, linear through zero.
         decade = np.floor(np.log10(max(float(np.nanmax(mean.absolute)), 1e-300)))
-        forces.set_yscale("symlog", linthresh=10.0 ** (decade - 2))
+        forces.set_yscale("symlog", linthresh=10.0 ** (decade - 1))
         forces.set_ylabel("contribution to Δ‖w‖² per step")
         forces.set_title("Forces on the transmission weights (attention output, FFN)", pad=22)
         shares.set_ylim(-1, 1)

@@ -111,9 +111,14 @@ class Closure:
         fourth = torch.stack([weight.detach().double().pow(4).sum() for weight in weights])
         bound = 1e-6 * budget.absolute + 16 * ROUNDING * fourth.sqrt()
         # A tensor of zeros that stays so has a bound of 0 and nothing to judge.
-        of_bound = (residue / bound).nan_to_num(0.0).max()
-        self.of_budget = max(self.of_budget, (residue.sum() / budget.absolute.sum()).item())
-        self.of_bound = max(self.of_bound, of_bound.item())
+        of_bound = torch.where((residue == 0) & (bound == 0), 0.0, residue / bound).max()
+        self.of_budget = _worse(self.of_budget, (residue.sum() / budget.absolute.sum()).item())
+        self.of_bound = _worse(self.of_bound, of_bound.item())
+
+
+def _worse(so_far: float, now: float) -> float:
+    """The larger; what is not a number is the worst of all."""
+    return math.inf if math.isnan(now) else max(so_far, now)
 
 
 def norms_sq(weights: list[Tensor]) -> Tensor:

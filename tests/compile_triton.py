@@ -60,7 +60,9 @@ def local_bytes(cubin: bytes) -> int:
             text=True,
             check=True,
         ).stdout
-    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+    sizes = re.findall(r"(?:STACK|LOCAL):(\d+)", usage)
+    assert len(sizes) == 2, f"cuobjdump speaks otherwise now: {usage}"
+    return sum(map(int, sizes))
 
 
 def facts(kernel) -> dict:
@@ -69,6 +71,7 @@ def facts(kernel) -> dict:
         return {"loads_of_16_bytes": len(wide), "spilled_bytes": local_bytes(kernel.asm["cubin"])}
     code = kernel.asm["amdgcn"]
     spills = re.findall(r"(?:vgpr_spill_count|sgpr_spill_count|ScratchSize):\s*(\d+)", code)
+    assert len(spills) == 3, "the assembly names its spills otherwise now"
     return {
         "loads_of_16_bytes": len(re.findall(r"(?:global|flat|buffer)_load_dwordx4", code)),
         "spilled_bytes": sum(map(int, spills)),

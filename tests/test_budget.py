@@ -241,3 +241,42 @@ def test_the_statistics_of_the_weights():
     with torch.no_grad():
         weight[3] = 0.0
     assert wk.forces(torch.optim.AdamW([weight])).weights.rms.item() == 2.5
+
+
+def test_totals_keep_their_role_and_say_what_there_is():
+    budget = budget_of("torch")
+    assert budget.total(role="ffn").roles == ("ffn",)
+    assert budget.total(role="ffn").tensors == 2
+    with pytest.raises(ValueError, match=r"role 'mlp'.*roles are attention_output, ffn, norm"):
+        budget.total(role="mlp")
+
+
+def test_the_published_reading_of_a_total_is_of_first_order():
+    sums = {"weight_update": np.array([-1.0, -1.0]), "update_sq": np.ones(2), "norm_sq": np.array([5.0, 5.0])}
+    budget = ForceBudget.from_sums(**sums, lr=0.1, weight_decay=np.array([0.5, 0.0]))
+    total = budget.total().as_published()
+    assert total.alignment.item() == pytest.approx((budget.alignment + 2 * budget.injection).sum())
+    assert total.decay.item() == pytest.approx(budget.decay.sum())
+
+
+def test_names_must_be_one_a_row():
+    with pytest.raises(ValueError, match="names must be one for each row"):
+        ForceBudget.from_sums(*np.ones((3, 4)), lr=0.1, names=("a", "b"))
+
+
+def test_float32_rates_are_widened_before_c_is_taken():
+    budget = ForceBudget.from_sums(0.0, 1.0, 1.0, lr=np.float32(1e-3), weight_decay=np.float32(1e-2))
+    assert budget.decay == pytest.approx(-2 * float(np.float32(1e-3)) * float(np.float32(1e-2)), rel=1e-10)
+    assert ForceBudget.from_sums([0.0], [1.0], [1.0], lr=[0.1], weight_decay=0.1).injection == pytest.approx(
+        [0.01]
+    )
+
+
+def test_shares_and_statistics_have_tables_too():
+    weight = torch.nn.Parameter(torch.randn(3))
+    budget = wk.forces(torch.optim.AdamW([("w", weight)]), histogram=True)
+    assert list(budget.shares().to_pandas().columns) == ["name", "alignment", "injection", "decay"]
+    frame = budget.weights.to_pandas()
+    assert frame.name.tolist() == ["w"]
+    assert "histogram" not in frame
+    assert budget.weights.to_dict()["histogram"].sum() == 3

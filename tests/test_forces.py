@@ -1,5 +1,7 @@
 """forces() on every form of AdamW and Adam, at its border, and beside compiled code."""
 
+import copy
+import math
 import random
 import warnings
 
@@ -492,3 +494,57 @@ def test_selected_rows_keep_everything_else():
     assert budget.weights.histogram.shape[0] == 2
     expected = torch.stack([parameters[row][1].detach().double().square().sum() for row in (2, 0)])
     assert torch.allclose(budget.norm_sq, expected, rtol=1e-12)
+
+
+def test_a_default_device_changes_nothing():
+    weight = torch.nn.Parameter(torch.randn(5))
+    optimizer = AdamW([("w", weight)], weight_decay=0.1)
+    set_gradients([weight])
+    optimizer.step()
+    expected = wk.forces(optimizer)
+    with torch.device("meta"):
+        budget = wk.forces(optimizer)
+    assert torch.equal(budget.alignment, expected.alignment)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_negative_view_has_the_sign_that_torch_gives_it(backend):
+    weight = torch.nn.Parameter(torch._neg_view(torch.randn(5)))
+    plain = torch.nn.Parameter(weight.detach().clone())
+    optimizer = AdamW([("view", weight), ("plain", plain)], lr=0.0)
+    for parameter in (weight, plain):
+        parameter.grad = torch.arange(5.0)
+    optimizer.step()
+    budget = wk.forces(optimizer, lr=0.1, backend=backend)
+    assert budget.alignment[0].item() == pytest.approx(budget.alignment[1].item(), rel=1e-6)
+
+
+def test_a_rollback_is_a_step_too():
+    weight = torch.nn.Parameter(torch.randn(5))
+    optimizer = AdamW([("w", weight)])
+    states = []
+    for _ in range(3):
+        set_gradients([weight])
+        optimizer.step()
+        states.append(copy.deepcopy(optimizer.state_dict()))
+    late = wk.forces(optimizer)
+    optimizer.load_state_dict(states[0])
+    set_gradients([weight])
+    optimizer.step()
+    assert wk.forces(optimizer, since=late).steps.tolist() == [1]
+    with pytest.raises(ValueError, match="since= must be an earlier budget"):
+        wk.forces(optimizer, since=wk.ForceBudget.from_sums(*torch.ones(3, 1), lr=0.1, names=("w",)))
+
+
+def test_a_tensor_that_did_not_move_has_no_force_whatever_it_holds():
+    weight = torch.nn.Parameter(torch.tensor([1.0, torch.inf]))
+    budget = wk.forces(AdamW([weight], lr=1.0, weight_decay=1.0))
+    assert budget.predicted_change.item() == 0
+    assert budget.norm_sq.item() == torch.inf
+
+
+@pytest.mark.parametrize("lr", [-1.0, math.nan, math.inf, "0.1", ["0.1"]])
+def test_rates_that_are_none(lr):
+    optimizer = AdamW([torch.nn.Parameter(torch.randn(2))])
+    with pytest.raises(ValueError, match="lr must be a finite rate"):
+        wk.forces(optimizer, lr=lr)

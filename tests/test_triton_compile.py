@@ -29,14 +29,16 @@ def test_every_kernel_compiles(compiled: list[dict], target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("dtypes", "columns"), [("fp32", 3), ("bf16, fp32 moments", 3), ("bf16", 3), ("fp32 without moments", 1)]
+    ("dtypes", "loads"),  # of a thread that takes 16 bytes of the narrowest column at a time
+    [("fp32", 3), ("bf16, fp32 moments", 1 + 2 + 2), ("bf16", 3), ("fp32 without moments", 1)],
 )
 @pytest.mark.parametrize("histogram", [False, True])
 def test_whole_blocks_load_16_bytes_and_spill_nothing(
-    compiled: list[dict], target: str, dtypes: str, columns: int, histogram: bool
+    compiled: list[dict], target: str, dtypes: str, loads: int, histogram: bool
 ) -> None:
     (fact,) = (
         f for f in compiled if (f["target"], f["dtypes"], f["histogram"]) == (target, dtypes, histogram)
     )
-    assert fact["loads_of_16_bytes"] >= columns
+    # The histogram reads the weights a second time, in its own blocks.
+    assert fact["loads_of_16_bytes"] >= loads if histogram else fact["loads_of_16_bytes"] == loads
     assert fact["spilled_bytes"] == 0

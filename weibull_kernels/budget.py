@@ -6,33 +6,32 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .columns import Columns
 from .roles import TRANSMISSION, roles_of
 from .statistics import WeightStatistics
-
-if TYPE_CHECKING:
-    import pandas
 
 Array = Any
 """A torch tensor, a numpy array or a number: what comes in is what goes out."""
 
 
-@dataclass(frozen=True)
-class Shares:
+@dataclass(frozen=True, eq=False)
+class Shares(Columns):
     """Each force as a part of |alignment| + |injection| + |decay|; signed, [P], NaN where all are zero."""
 
     alignment: Array
     injection: Array
     decay: Array
+    names: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
-class ForceBudget:
+@dataclass(frozen=True, eq=False)
+class ForceBudget(Columns):
     """Signed contributions to Δ‖w‖² of P tensors; positive means growth.
 
         Δ‖w‖² = alignment + injection + decay + coupling        (exact, [W2] with its second order)
@@ -48,6 +47,7 @@ class ForceBudget:
         steps: [P] int64, optimizer steps covered; 0 for a tensor that did not move, whose
             forces are zero and whose norm_sq is the present one.
         step: [P] int64, how many steps the optimizer had made on the tensor after the last of them.
+        tensors: [P] int64 or a number, how many tensors a row sums; 1 but for `total`.
         names: of the tensors, or None.
         weights: statistics of the weights after the last step, or None.
         role_overrides: patterns to roles for names that `wk.role_of` would not know.
@@ -61,6 +61,7 @@ class ForceBudget:
     numel: Array = None
     steps: Array = 1
     step: Array = None
+    tensors: Array = 1
     names: tuple[str, ...] | None = None
     weights: WeightStatistics | None = None
     role_overrides: Mapping[str, str] | None = None
@@ -104,8 +105,12 @@ class ForceBudget:
         """
         if at not in ("before", "after"):
             raise ValueError(f"at must be 'before' or 'after' the step, got {at!r}")
-        c = 1 - lr * weight_decay if decay_factor is None else decay_factor
-        weight_update, update_sq, norm_sq, lr, c = _as_doubles(weight_update, update_sq, norm_sq, lr, c)
+        # Widened first: at ηω = 1e-5 a float32 c would be off by a thousandth of the decay.
+        decay_given = weight_decay if decay_factor is None else decay_factor
+        weight_update, update_sq, norm_sq, lr, given = _as_doubles(
+            weight_update, update_sq, norm_sq, lr, decay_given
+        )
+        c = 1 - lr * given if decay_factor is None else given
         if at == "after":
             if not isinstance(c, Tensor) and np.any(c == 0):
                 raise ValueError(
@@ -122,6 +127,13 @@ class ForceBudget:
             norm_sq=norm_sq,
             **described,
         )
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.alignment) or (1,)
+        if self.names is not None and tuple(shape) != (len(self.names),):
+            raise ValueError(
+                f"names must be one for each row [P], got {len(self.names)} for shape {tuple(shape)}"
+            )
 
     @property
     def predicted_change(self) -> Array:
@@ -143,7 +155,7 @@ class ForceBudget:
         with np.errstate(invalid="ignore"):
             whole = self.absolute
             whole = whole if isinstance(whole, (Tensor, np.ndarray)) else np.float64(whole)
-            return Shares(self.alignment / whole, self.injection / whole, self.decay / whole)
+            return Shares(self.alignment / whole, self.injection / whole, self.decay / whole, self.names)
 
     def total(self, pattern: str = "*", *, role: str | None = None) -> ForceBudget:
         """One row: the sum over the tensors whose name matches.
@@ -155,7 +167,8 @@ class ForceBudget:
         Raises:
             ValueError: no name matches, or the budget has no names to match.
         """
-        return self.select(self._matching(pattern, role))._summed(pattern if role is None else role)
+        chosen = self.select(self._matching(pattern, role))
+        return chosen._summed(pattern if role is None else role, role)
 
     def select(self, rows: list[int]) -> ForceBudget:
         """The budget of the given rows alone."""
@@ -174,11 +187,11 @@ class ForceBudget:
         """The reading of the code published with [W2], for comparison with its figures only.
 
         It measures −2η⟨w⁺,u⟩ and −2ηω‖w⁺‖² after the step and still adds η²‖u‖², which counts
-        the injection twice. Exact for one step, first order in ηω over several, where alignment
-        becomes alignment + 2·injection.
+        the injection twice. Exact for one step of one tensor, first order in ηω over several of
+        either, where alignment becomes alignment + 2·injection: take the total afterwards.
         """
         before = self.norm_sq
-        one = (self.steps == 1) * 1
+        one = (self.steps == 1) * (self.tensors == 1) * 1
         # c from decay = −2(1−c)‖w‖²; a tensor of zeros has no decay to read it from, nor any to show.
         lost = -self.decay / (2 * before + (before == 0))
         after = before + self.predicted_change
@@ -190,49 +203,54 @@ class ForceBudget:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns by name, as numpy arrays on the host; this waits for the device."""
-        columns = {field: _on_host(getattr(self, field)) for field in _COLUMNS}
-        names = {} if self.names is None else {"name": np.array(self.names), "role": np.array(self.roles)}
-        return names | {field: value for field, value in columns.items() if value is not None}
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """A table with a row per tensor. Needs pandas."""
-        import pandas
-
-        columns = self.to_dict()
-        rows = np.broadcast_arrays(*(np.atleast_1d(values) for values in columns.values()))
-        return pandas.DataFrame(dict(zip(columns, rows, strict=True)))
+        """Columns by name, with the role of each tensor, as numpy arrays on the host; it waits."""
+        columns = super().to_dict()
+        return (
+            columns
+            if self.roles is None
+            else {"name": columns["name"], "role": np.array(self.roles), **columns}
+        )
 
     def _matching(self, pattern: str, role: str | None) -> list[int]:
-        if self.names is None:
+        shape = np.shape(self.alignment) or (1,)
+        if len(shape) > 1:
+            raise ValueError(
+                f"total() and select() take a budget of [P] rows, this one has shape {tuple(shape)}"
+            )
+        if self.names is None or self.roles is None:
             if pattern == "*" and role is None:
-                return list(range(len(np.atleast_1d(_on_host(self.alignment)))))
+                return list(range(shape[0]))
             raise ValueError(
                 f"this budget has no names to match {role or pattern!r} with; give names= to from_sums"
             )
         wanted = TRANSMISSION if role == "transmission" else (role,)
         rows = [
             row
-            for row, (name, its_role) in enumerate(zip(self.names, self.roles or (), strict=True))
+            for row, (name, its_role) in enumerate(zip(self.names, self.roles, strict=True))
             if fnmatchcase(name, pattern) and (role is None or its_role in wanted)
         ]
         if not rows:
-            some = ", ".join(self.names[:3])
+            what = f"the name pattern {pattern!r}" if role is None else f"{pattern!r} and role {role!r}"
+            here = ", ".join(sorted(set(self.roles)))
             raise ValueError(
-                f"no tensor matches {role or pattern!r}; the {len(self.names)} names begin with {some}"
+                f"no tensor matches {what}; the {len(self.names)} names begin with "
+                f"{', '.join(self.names[:3])}, the roles are {here}. Positions such as 0.0 become names with "
+                "forces(optimizer, model)"
             )
         return rows
 
-    def _summed(self, name: str) -> ForceBudget:
+    def _summed(self, name: str, role: str | None) -> ForceBudget:
+        rows = (np.shape(self.alignment) or (1,))[0]
+
         def reduced(field: str) -> Array:
             value = getattr(self, field)
             if not isinstance(value, (Tensor, np.ndarray)):
-                return value
-            if field in ("steps", "step"):
-                return value.max().reshape(1)
-            return value.sum().reshape(1)
+                return value * rows if field in ("numel", "tensors") and value is not None else value
+            return (value.max() if field in ("steps", "step") else value.sum()).reshape(1)
 
-        return ForceBudget(**{field: reduced(field) for field in _COLUMNS}, names=(name,))
+        overrides = self.role_overrides if role is None else {name: role}
+        columns = {field: reduced(field) for field in _COLUMNS}
+        return ForceBudget(**columns, names=(name,), role_overrides=overrides)
 
     def __str__(self) -> str:
         from .report import budget_table  # the one call against the stream: print() must find the table
@@ -240,7 +258,7 @@ class ForceBudget:
         return budget_table(self)
 
 
-_COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps", "step")
+_COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps", "step", "tensors")
 
 
 def _as_doubles(*values: Array) -> Sequence[Array]:
@@ -253,7 +271,3 @@ def _as_doubles(*values: Array) -> Sequence[Array]:
         return values
     arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in values))
     return [array[()] for array in arrays]  # a 0-dim array becomes a number
-
-
-def _on_host(value: Array) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value

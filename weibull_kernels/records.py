@@ -89,9 +89,9 @@ class ParquetSink:
         self._file = _part(self.path).open("wb")
         self._schema = _schema((), metadata)
         self._writer: Any = None
-        self._booked: dict[str, int] = {}
+        self._booked: dict[tuple[int, str], int] = {}
         # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
-        self._finish = weakref.finalize(self, _to_parquet, self._file, self.path, self._schema)
+        self._finish = weakref.finalize(self, _to_parquet, self._file, self.path, self._schema, os.getpid())
 
     def write(self, step: int, budget: ForceBudget, **scalars: Array) -> None:
         """Add the rows of one budget and hand them to the operating system.
@@ -259,16 +259,17 @@ def _as_tensor(value: Array) -> Tensor:
     return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
 
 
-def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[str, int]) -> None:
+def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[tuple[int, str], int]) -> None:
     """Take the force out of the rows whose optimizer step was written last time already."""
     if "optimizer_step" not in columns:
         return
     counts = columns["optimizer_step"].tolist()
-    again = np.array([booked.get(name) == count for name, count in zip(names, counts, strict=True)])
+    rows = list(enumerate(names))  # two tensors may have the same name
+    again = np.array([booked.get(row) == count for row, count in zip(rows, counts, strict=True)])
     for column in (*_FORCES, "steps"):
         columns[column] = np.where(again, 0, columns[column])
     columns["norm_sq"] = np.where(again, columns["norm_sq_after"], columns["norm_sq"])
-    booked.update(zip(names, counts, strict=True))
+    booked.update(zip(rows, counts, strict=True))
 
 
 def _arrow(column: Any, kind: pa.DataType, rows: int) -> pa.Array:
@@ -295,7 +296,9 @@ def _until_torn(stream: Any) -> Iterator[pa.RecordBatch]:
             return
 
 
-def _to_parquet(file: IO[bytes], path: Path, empty: pa.Schema) -> None:
+def _to_parquet(file: IO[bytes], path: Path, empty: pa.Schema, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child that ends must leave the parent's file alone
+        return
     file.close()
     part = _part(path)
     batches, schema = _streamed(part) if part.stat().st_size else ([], empty)

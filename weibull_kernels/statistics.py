@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .columns import Columns
 from .kernels.interface import Sums
 
 
-@dataclass(frozen=True)
-class WeightStatistics:
+@dataclass(frozen=True, eq=False)
+class WeightStatistics(Columns):
     """The distribution of |w| of P tensors in a few numbers each, [P].
 
     Logarithms are natural and run over the finite non-zero entries, of which there are
