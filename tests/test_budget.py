@@ -244,7 +244,7 @@ def test_the_statistics_of_the_weights():
 
 
 def test_totals_keep_their_role_and_say_what_there_is():
-    budget = budget_of("torch")
+    budget = budget_of(np.array)
     assert budget.total(role="ffn").roles == ("ffn",)
     assert budget.total(role="ffn").tensors == 2
     with pytest.raises(ValueError, match=r"role 'mlp'.*roles are attention_output, ffn, norm"):
