@@ -1,20 +1,13 @@
-import importlib
-import sys
-from pathlib import Path
-
+import neox
 import pytest
+import text
 import torch
-
-pytest.importorskip("typer", reason="the demo extra is not installed")
-pytest.importorskip("matplotlib", reason="the demo extra is not installed")
-
+import train_demo as demo
+import training
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink, read_records, run_metadata
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
-neox, text, training, demo = map(importlib.import_module, ("neox", "text", "training", "train_demo"))
 
 TINY = {
     "steps": 6,

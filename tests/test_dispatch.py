@@ -68,5 +68,6 @@ def test_the_reference_takes_over_with_one_warning(no_compiled_kernels):
     with pytest.warns(RuntimeWarning, match="slow reference backend .* install a compiler") as caught:
         budgets = [wk.forces(made) for _ in range(3)]
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # it points at the line that called, not into the library
     expected = wk.forces(made, backend="reference")
     assert all(torch.equal(budget.alignment, expected.alignment) for budget in budgets)

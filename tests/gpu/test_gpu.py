@@ -175,3 +175,41 @@ def test_a_model_on_two_devices():
     assert budget.names == ("a", "b", "c")
     assert budget.alignment.device.type == "cuda"
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+HALF_FORMS = {
+    "for-loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "by default": {},
+    "by default, tensor lr": {"lr": torch.tensor(0.1)},
+    "fused": {"fused": True},
+    "capturable foreach, tensor lr": {
+        "capturable": True,
+        "foreach": True,
+        "lr": torch.tensor(0.1, device=DEVICE),
+    },
+}
+
+
+@pytest.mark.parametrize("form", HALF_FORMS.values(), ids=HALF_FORMS)
+def test_decay_of_bfloat16_is_that_of_the_optimizer(form):
+    # Without a gradient nothing but the decay moves the weights: w⁺ = c·w, rounded to bfloat16.
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter((torch.rand(20_000, device=DEVICE) + 0.5).bfloat16())
+    before = weight.detach().double()
+    optimizer = torch.optim.AdamW([weight], **{"lr": 0.1, "weight_decay": 0.1234, **form})
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    budget = wk.forces(optimizer)
+    c = 1 + (budget.decay / (2 * budget.norm_sq)).item()
+    assert torch.equal((c * before).float().bfloat16(), weight.detach())
+
+
+def test_a_default_device_changes_nothing():
+    weight = torch.nn.Parameter(torch.randn(300, device=DEVICE))
+    optimizer = torch.optim.AdamW([("w", weight)], weight_decay=0.1)
+    set_gradients([weight])
+    optimizer.step()
+    expected = wk.forces(optimizer)
+    with torch.device(DEVICE):
+        assert torch.equal(wk.forces(optimizer).alignment, expected.alignment)
