@@ -157,7 +157,3 @@ class Language(GPTNeoXForCausalLM):
         super().__init__(vocabulary, width, layers=2, heads=2)
         if tied:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
-
-    def loss(self, tokens):
-        logits = self(tokens[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())

@@ -1,10 +1,12 @@
-"""The balance closes on real training: predicted against measured change of ‖w‖², step by step."""
+"""The balance closes on real training of the demo's model on its text: predicted against measured change of ‖w‖², step by step."""
 
 import math
 
 import pytest
 import torch
 from oracle import Language, norms_sq
+from text import VOCABULARY, library_source, random_windows
+from torch.nn.functional import cross_entropy
 from torch.optim import Adam, AdamW
 
 import weibull_kernels as wk
@@ -29,7 +31,8 @@ def groups_of(model):
 def train(steps, kind=AdamW, dtype=torch.float32, tensor_lr=False, tied=False, **settings):
     """(budget, measured change, √Σw⁴) of every step, with warm-up and cosine decay of the rates."""
     torch.manual_seed(1)
-    model = Language(tied=tied).to(dtype)
+    text, places = library_source(limit=100_000), torch.Generator().manual_seed(1)
+    model = Language(VOCABULARY, tied=tied).to(dtype)
     optimizer = kind(groups_of(model), **settings)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -38,8 +41,8 @@ def train(steps, kind=AdamW, dtype=torch.float32, tensor_lr=False, tied=False, *
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = torch.tensor(peak * rate) if tensor_lr else peak * rate
         optimizer.zero_grad()
-        tokens = torch.randint(17, (8, 1)) + 3 * torch.arange(12)  # to be continued by 3
-        model.loss(tokens % 17).backward()
+        tokens, following = random_windows(text, 4, 16, places)
+        cross_entropy(model(tokens).flatten(0, 1), following.flatten()).backward()
         before = norms_sq(parameters)
         optimizer.step()
         fourth = torch.stack([p.detach().double().pow(4).sum().sqrt() for p in parameters])
