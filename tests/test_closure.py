@@ -1,4 +1,4 @@
-"""The balance closes on real training of the demo's model on its text: predicted against measured change of ‖w‖², step by step."""
+"""The balance closes while the demo's model trains on its text, at every step and for every tensor."""
 
 import math
 
