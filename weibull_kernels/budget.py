@@ -129,11 +129,15 @@ class ForceBudget(Columns):
         )
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.alignment) or (1,)
-        if self.names is not None and tuple(shape) != (len(self.names),):
+        if self.names is not None and self._shape != (len(self.names),):
             raise ValueError(
-                f"names must be one for each row [P], got {len(self.names)} for shape {tuple(shape)}"
+                f"names must be one for each row [P], got {len(self.names)} for shape {self._shape}"
             )
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """That of the columns; a number is one row."""
+        return tuple(np.shape(self.alignment)) or (1,)
 
     @property
     def predicted_change(self) -> Array:
@@ -204,22 +208,17 @@ class ForceBudget(Columns):
 
     def to_dict(self) -> dict[str, Any]:
         """Columns by name, with the role of each tensor, as numpy arrays on the host; it waits."""
-        columns = super().to_dict()
-        return (
-            columns
-            if self.roles is None
-            else {"name": columns["name"], "role": np.array(self.roles), **columns}
-        )
+        columns, roles = super().to_dict(), self.roles
+        return columns if roles is None else {"name": columns["name"], "role": np.array(roles), **columns}
 
     def _matching(self, pattern: str, role: str | None) -> list[int]:
-        shape = np.shape(self.alignment) or (1,)
-        if len(shape) > 1:
+        if len(self._shape) > 1:
             raise ValueError(
-                f"total() and select() take a budget of [P] rows, this one has shape {tuple(shape)}"
+                f"total() and select() take a budget of [P] rows, this one has shape {self._shape}"
             )
         if self.names is None or self.roles is None:
             if pattern == "*" and role is None:
-                return list(range(shape[0]))
+                return list(range(self._shape[0]))
             raise ValueError(
                 f"this budget has no names to match {role or pattern!r} with; give names= to from_sums"
             )
@@ -240,12 +239,12 @@ class ForceBudget(Columns):
         return rows
 
     def _summed(self, name: str, role: str | None) -> ForceBudget:
-        rows = (np.shape(self.alignment) or (1,))[0]
-
         def reduced(field: str) -> Array:
             value = getattr(self, field)
             if not isinstance(value, (Tensor, np.ndarray)):
-                return value * rows if field in ("numel", "tensors") and value is not None else value
+                return (
+                    value * self._shape[0] if field in ("numel", "tensors") and value is not None else value
+                )
             return (value.max() if field in ("steps", "step") else value.sum()).reshape(1)
 
         overrides = self.role_overrides if role is None else {name: role}

@@ -55,18 +55,10 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
         instruction_set=instruction_set or _cpu.instruction_sets()[0],
         threads=torch.get_num_threads(),
     )
-    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs = torch.from_numpy(values).unbind(1)
-    zero_count, non_finite_count = torch.from_numpy(counts).unbind(1)
-    return Sums(
-        weight_update=weight_update,
-        update_sq=update_sq,
-        weight_sq=weight_sq,
-        log_sum=log_sum,
-        log_sq_sum=log_sq_sum,
-        max_abs=max_abs,
-        zero_count=zero_count,
-        non_finite_count=non_finite_count,
-        histogram=None if histograms is None else torch.from_numpy(histograms),
+    return Sums.from_columns(
+        torch.from_numpy(values),
+        torch.from_numpy(counts),
+        None if histograms is None else torch.from_numpy(histograms),
     )
 
 

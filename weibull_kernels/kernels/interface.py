@@ -49,3 +49,20 @@ class Sums:
     zero_count: Tensor
     non_finite_count: Tensor
     histogram: Tensor | None
+
+    @classmethod
+    def from_columns(cls, values: Tensor, counts: Tensor, histogram: Tensor | None) -> Sums:
+        """From float64 [P, 6] and int64 [P, 2], in the order of the fields."""
+        weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs = values.unbind(1)
+        zero_count, non_finite_count = counts.unbind(1)
+        return cls(
+            weight_update,
+            update_sq,
+            weight_sq,
+            log_sum,
+            log_sq_sum,
+            max_abs,
+            zero_count,
+            non_finite_count,
+            histogram,
+        )

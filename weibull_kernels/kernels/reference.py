@@ -96,23 +96,18 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
         counts.append([(w == 0).sum(), (~w.isfinite()).sum()])
         if with_histogram:
             histograms.append(histogram(w))
-    columns = _stacked(values, 6, torch.float64, device)
-    zero_count, non_finite_count = _stacked(counts, 2, torch.int64, device)
-    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs = columns
     bins = None
     if with_histogram:
         bins = (
             torch.stack(histograms) if histograms else torch.zeros(0, BINS, dtype=torch.int64, device=device)
         )
-    return Sums(
-        weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count, bins
+    return Sums.from_columns(
+        _stacked(values, 6, torch.float64, device), _stacked(counts, 2, torch.int64, device), bins
     )
 
 
-def _stacked(
-    cells: list[list[Tensor]], width: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, ...]:
-    """Rows of numbers as columns, also where there are no rows."""
+def _stacked(cells: list[list[Tensor]], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of numbers as one tensor [P, width], also where there are no rows."""
     if not cells:
-        return torch.zeros(0, width, dtype=dtype, device=device).unbind(1)
-    return torch.stack([torch.stack(row) for row in cells]).unbind(1)
+        return torch.zeros(0, width, dtype=dtype, device=device)
+    return torch.stack([torch.stack(row) for row in cells])

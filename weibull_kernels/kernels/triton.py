@@ -95,20 +95,7 @@ def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
             BLOCK=COMBINED,
             **LAUNCH,
         )
-    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count = (
-        totals.unbind(1)
-    )
-    return Sums(
-        weight_update=weight_update,
-        update_sq=update_sq,
-        weight_sq=weight_sq,
-        log_sum=log_sum,
-        log_sq_sum=log_sq_sum,
-        max_abs=max_abs,
-        zero_count=zero_count.long(),
-        non_finite_count=non_finite_count.long(),
-        histogram=histogram if with_histogram else None,
-    )
+    return Sums.from_columns(totals[:, :6], totals[:, 6:].long(), histogram if with_histogram else None)
 
 
 def constants(
