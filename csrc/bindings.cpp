@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "adamw.h"
 #include "histogram.h"
+#include "instruction_sets.h"
 #include "sums.h"
 
 namespace py = pybind11;
@@ -20,7 +22,7 @@ namespace {
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
 using DoubleArray = py::array_t<double, py::array::c_style>;
 
-// The columns of a row of `tensors` and of the results, in weibull_kernels/kernels/cpu.py too.
+// The columns of the tables, in weibull_kernels/kernels/cpu.py too.
 enum TensorColumn {
     kWeight,
     kExpAvg,
@@ -34,20 +36,13 @@ enum TensorColumn {
 enum ScaleColumn { kScaledEps, kUpdateScale, kScaleColumns };
 constexpr int kSumColumns = 6, kCountColumns = 2;
 
-const void* pointer(int64_t address) { return reinterpret_cast<const void*>(address); }
+template <class T>
+T* pointer(int64_t address) {
+    return reinterpret_cast<T*>(address);
+}
 
 void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
-}
-
-InstructionSet find_instruction_set(const std::string& name) {
-    std::string known;
-    for (const InstructionSet& set : instruction_sets()) {
-        if (name == set.name) return set;
-        known += std::string(known.empty() ? "" : ", ") + set.name;
-    }
-    throw std::invalid_argument("this processor does not run instruction set '" + name +
-                                "'; it runs: " + known);
 }
 
 py::tuple sums(const Int64Array& tensors, const DoubleArray& scales, std::optional<Int64Array> histograms,
@@ -65,9 +60,9 @@ py::tuple sums(const Int64Array& tensors, const DoubleArray& scales, std::option
     const auto cell = tensors.unchecked<2>();
     const auto scale = scales.unchecked<2>();
     for (int64_t i = 0; i < count; ++i) {
-        rows[i] = {{pointer(cell(i, kWeight)), Dtype(cell(i, kWeightDtype))},
-                   {pointer(cell(i, kExpAvg)), Dtype(cell(i, kExpAvgDtype))},
-                   {pointer(cell(i, kExpAvgSq)), Dtype(cell(i, kExpAvgSqDtype))},
+        rows[i] = {{pointer<void>(cell(i, kWeight)), Dtype(cell(i, kWeightDtype))},
+                   {pointer<void>(cell(i, kExpAvg)), Dtype(cell(i, kExpAvgDtype))},
+                   {pointer<void>(cell(i, kExpAvgSq)), Dtype(cell(i, kExpAvgSqDtype))},
                    cell(i, kNumel),
                    scale(i, kScaledEps),
                    scale(i, kUpdateScale)};
@@ -94,6 +89,53 @@ py::tuple sums(const Int64Array& tensors, const DoubleArray& scales, std::option
     return py::make_tuple(values, counts);
 }
 
+enum SteppedColumn {
+    kStepWeight,
+    kStepGrad,
+    kStepExpAvg,
+    kStepExpAvgSq,
+    kStepMaxExpAvgSq,
+    kStepCount,
+    kStepLedger,
+    kStepNumel,
+    kStepWeightDtype,
+    kStepGradDtype,
+    kStepExpAvgDtype,
+    kStepExpAvgSqDtype,
+    kStepSettings,
+    kSteppedColumns
+};
+constexpr int kHyperparameters = 6;
+
+void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, int64_t grad_scale,
+           int64_t found_inf, const std::string& instruction_set, int threads) {
+    require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 13]");
+    require(hyperparameters.ndim() == 2 && hyperparameters.shape(1) == kHyperparameters,
+            "hyperparameters must be [G, 6]");
+    const InstructionSet set = find_instruction_set(instruction_set);
+
+    std::vector<Stepped> rows(tensors.shape(0));
+    const auto cell = tensors.unchecked<2>();
+    const auto number = hyperparameters.unchecked<2>();
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const int64_t group = cell(i, kStepSettings);
+        require(0 <= group && group < hyperparameters.shape(0), "no such row of hyperparameters");
+        const Dtype exp_avg_sq = Dtype(cell(i, kStepExpAvgSqDtype));
+        rows[i] = {{pointer<void>(cell(i, kStepWeight)), Dtype(cell(i, kStepWeightDtype))},
+                   {pointer<void>(cell(i, kStepGrad)), Dtype(cell(i, kStepGradDtype))},
+                   {pointer<void>(cell(i, kStepExpAvg)), Dtype(cell(i, kStepExpAvgDtype))},
+                   {pointer<void>(cell(i, kStepExpAvgSq)), exp_avg_sq},
+                   {pointer<void>(cell(i, kStepMaxExpAvgSq)), exp_avg_sq},
+                   cell(i, kStepNumel),
+                   pointer<float>(cell(i, kStepCount)),
+                   pointer<LedgerRow>(cell(i, kStepLedger)),
+                   {number(group, 0), number(group, 1), number(group, 2), number(group, 3),
+                    number(group, 4), number(group, 5)}};
+    }
+    py::gil_scoped_release release;
+    step_tensors(rows, pointer<const float>(grad_scale), pointer<const float>(found_inf), set, threads);
+}
+
 std::vector<std::string> instruction_set_names() {
     std::vector<std::string> names;
     for (const InstructionSet& set : instruction_sets()) names.emplace_back(set.name);
@@ -112,4 +154,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("sums", &weibull::sums, "tensors"_a, "scales"_a, "histograms"_a, "instruction_set"_a,
                "threads"_a,
                "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
+    module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "grad_scale"_a, "found_inf"_a,
+               "instruction_set"_a, "threads"_a,
+               "One step of AdamW on tensors [P, 13], in place, by hyperparameters [G, 6].");
 }

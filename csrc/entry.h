@@ -11,6 +11,20 @@ WK_INLINE X raw_update(const X& exp_avg, const X& exp_avg_sq, const X& scaled_ep
     return exp_avg / (square_root(exp_avg_sq) + scaled_eps);
 }
 
+// x with the fraction `loss` of it gone: (1−loss)·x. Given as the loss, a factor near 1 keeps the
+// digits that it would lose to the 1.
+template <class X>
+WK_INLINE X without(const X& loss, const X& x) {
+    return multiply_add(negated(loss), x, x);
+}
+
+// The running mean m + gain·(g − m), taken from the end that is nearer, so that a gain of 1 gives g.
+template <class X>
+WK_INLINE X lerp(const X& mean, const X& input, const X& gain, bool near_mean) {
+    return near_mean ? multiply_add(gain, input - mean, mean)
+                     : multiply_add(gain - X(1), input - mean, input);
+}
+
 // ln(1+r) for r in [−0.25, 0.5), to 3.1e-8 and exactly 0 at 0: the polynomial of degree 8 through
 // the origin with the smallest largest error on that interval.
 template <class X>

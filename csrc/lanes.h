@@ -26,7 +26,9 @@ struct Lanes {
         for (int k = 0; k < kParts; ++k) std::memcpy(&lanes.part[k], from + k * kWidth, sizeof(Vector));
         return lanes;
     }
-    WK_INLINE void store(T* to) const { std::memcpy(to, this, sizeof *this); }
+    WK_INLINE void store(T* to) const {
+        for (int k = 0; k < kParts; ++k) std::memcpy(to + k * kWidth, &part[k], sizeof(Vector));
+    }
 };
 
 #define WK_LANEWISE(OP)                                                                  \
@@ -43,6 +45,21 @@ WK_LANEWISE(/)
 WK_LANEWISE(&)
 WK_LANEWISE(|)
 #undef WK_LANEWISE
+
+template <class T>
+WK_INLINE Lanes<T> negated(const Lanes<T>& a) {
+    Lanes<T> out;
+    for (int k = 0; k < Lanes<T>::kParts; ++k) out.part[k] = -a.part[k];
+    return out;
+}
+
+// The larger of two numbers; b where one is NaN.
+template <class T>
+WK_INLINE Lanes<T> maximum(const Lanes<T>& a, const Lanes<T>& b) {
+    Lanes<T> out;
+    for (int k = 0; k < Lanes<T>::kParts; ++k) out.part[k] = a.part[k] > b.part[k] ? a.part[k] : b.part[k];
+    return out;
+}
 
 // Comparisons of integers give all ones (-1) where they hold, 0 elsewhere.
 template <class Int>

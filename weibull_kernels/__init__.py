@@ -3,8 +3,10 @@
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
+from .ledger import Ledger
 from .measure import forces
 from .phases import PHASES, find_phases
 from .records import ParquetSink, read_records
@@ -21,9 +23,11 @@ __all__ = [
     "PHASES",
     "ROLES",
     "TRANSMISSION",
+    "AdamW",
     "Backend",
     "Backends",
     "ForceBudget",
+    "Ledger",
     "ParquetSink",
     "Shares",
     "WeightStatistics",

@@ -13,3 +13,11 @@ def sums(
     instruction_set: str,
     threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]: ...
+def adamw(
+    tensors: NDArray[np.int64],
+    hyperparameters: NDArray[np.float64],
+    grad_scale: int,
+    found_inf: int,
+    instruction_set: str,
+    threads: int,
+) -> None: ...

@@ -43,6 +43,8 @@ class ForceBudget(Columns):
     Attributes:
         alignment, injection, decay, coupling: [P] float64, in units of ‖w‖².
         norm_sq: [P] float64, ‖w‖² before the step or steps.
+        rounding: [P] float64, measured Δ‖w‖² − `predicted_change`: what the rounding of single
+            entries did, as the ledger of `wk.AdamW` books it; None where nothing was measured.
         numel: [P] int64, entries of each tensor; None where it was not told.
         steps: [P] int64, optimizer steps covered; 0 for a tensor that did not move, whose
             forces are zero and whose norm_sq is the present one.
@@ -58,6 +60,7 @@ class ForceBudget(Columns):
     decay: Array
     coupling: Array
     norm_sq: Array
+    rounding: Array = None
     numel: Array = None
     steps: Array = 1
     step: Array = None
@@ -257,7 +260,10 @@ class ForceBudget(Columns):
         return budget_table(self)
 
 
-_COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps", "step", "tensors")
+_COLUMNS = (
+    *("alignment", "injection", "decay", "coupling", "norm_sq", "rounding"),
+    *("numel", "steps", "step", "tensors"),
+)
 
 
 def _as_doubles(*values: Array) -> Sequence[Array]:

@@ -17,6 +17,9 @@ KERNELS = {
     ("sums", "reference"): "weibull_kernels.kernels.reference:sums",
     ("sums", "cpu"): "weibull_kernels.kernels.cpu:sums",
     ("sums", "triton"): "weibull_kernels.kernels.triton:sums",
+    ("adamw", "reference"): "weibull_kernels.kernels.reference:adamw",
+    ("adamw", "cpu"): "weibull_kernels.kernels.cpu:adamw",
+    ("adamw", "triton"): "weibull_kernels.kernels.triton:adamw",
 }
 """Named, not imported: Triton takes a while to load and need not be installed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
@@ -18,6 +18,9 @@ from .kernels.memory import sent
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (torch.nn.Parameter, Tensor)
+
+# Where the `step` functions stand whose update is known.
+_KNOWN_STEPS = (torch.optim.Adam.__module__, "weibull_kernels.adamw")
 
 # What wrappers put into the names of a model's parameters.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
@@ -50,6 +53,7 @@ class Settings:
     foreach: bool | None
     capturable: bool
     differentiable: bool
+    by_torch: bool = True
 
     def decay_factor(self, weight: Tensor) -> float | Tensor:
         """The c of w⁺ = c·w − η·u, as rounded by the implementation that multiplied by it.
@@ -61,11 +65,6 @@ class Settings:
         if not self.decoupled or self.weight_decay == 0:
             return 1.0
         factor = 1 - (_as_double(self.lr) if self.fused else self.lr) * self.weight_decay
-        if not isinstance(factor, Tensor) and factor == 0:
-            raise ValueError(
-                f"lr {self.lr} times weight_decay {self.weight_decay} is 1: the step erased the weights "
-                "before it, and forces() cannot look back at them; use a smaller weight_decay"
-            )
         rounded_to = self._dtype_of_decay(weight)
         if isinstance(factor, Tensor):
             return factor.to(rounded_to).double()
@@ -83,6 +82,8 @@ class Settings:
 
     def bias_correction_in_float32(self, weight: Tensor) -> bool:
         """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, CUDA fused since 2.13."""
+        if not self.by_torch:
+            return False
         if self.fused:
             return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
         return self.capturable or self.differentiable
@@ -121,19 +122,37 @@ def read_optimizer(
     rows: list[Row] = []
     seen: set[int] = set()
     for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
-        settings = _settings(group, rate)
-        given = group.get("param_names")
+        settings = settings_of(group, rate, by_torch=_module_of_step(optimizer) == _KNOWN_STEPS[0])
         for position, parameter in enumerate(group["params"]):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            place = f"{index}.{position}"
             if names is not None:
-                name = _look_up(names, parameter, place)
+                name = _look_up(names, parameter, f"{index}.{position}")
             else:
-                name = place if given is None else given[position]
+                name = name_at(group, index, position)
             rows.append(_row(name, parameter, optimizer.state.get(parameter, {}), group, settings))
     return rows
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every parameter, in the order of the groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def names_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What `name_at` says of each of them."""
+    return tuple(
+        name_at(group, index, position)
+        for index, group in enumerate(optimizer.param_groups)
+        for position in range(len(group["params"]))
+    )
+
+
+def name_at(group: Mapping[str, Any], index: int, position: int) -> str:
+    """The name of a parameter in a named param group, else its place, "group.index"."""
+    given = group.get("param_names")
+    return f"{index}.{position}" if given is None else str(given[position])
 
 
 def with_columns(rows: Sequence[Row]) -> Stepped:
@@ -150,10 +169,17 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
     lengths = sent(torch.tensor([len(run) for run in runs], device="cpu"), device)
     groups = [(run[0].settings, run[0].weight) for run in runs]
 
-    def column(values: Iterable[float | Tensor]) -> Tensor:
-        return _column(values, device).repeat_interleave(lengths, output_size=len(rows))
+    def spread(values: Iterable[float | Tensor]) -> Tensor:
+        return column(values, device).repeat_interleave(lengths, output_size=len(rows))
 
-    step = _column([row.step for row in rows], device)
+    for settings, weight in groups:
+        factor = settings.decay_factor(weight)
+        if not isinstance(factor, Tensor) and factor == 0:
+            raise ValueError(
+                f"lr {settings.lr} times weight_decay {settings.weight_decay} is 1: the step erased the "
+                "weights before it, and forces() cannot look back at them; use a smaller weight_decay"
+            )
+    step = column([row.step for row in rows], device)
     counted = step.clamp(min=1)  # rows without state have no correction; 1 keeps them finite
     rounded = [settings.bias_correction_in_float32(weight) for settings, weight in groups]
 
@@ -161,12 +187,12 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
         exact = 1 - beta**counted
         if not any(rounded):
             return exact
-        return torch.where(column(rounded) > 0, (1 - beta.float() ** counted.float()).double(), exact)
+        return torch.where(spread(rounded) > 0, (1 - beta.float() ** counted.float()).double(), exact)
 
     return Stepped(
         rows=tuple(rows),
-        lr=column(settings.lr for settings, _ in groups),
-        decay_factor=column(
+        lr=spread(settings.lr for settings, _ in groups),
+        decay_factor=spread(
             1.0 if run[0].exp_avg is None else run[0].settings.decay_factor(run[0].weight) for run in runs
         ),
         step=step,
@@ -174,9 +200,9 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
             weights=[row.weight for row in rows],
             exp_avgs=[row.exp_avg for row in rows],
             exp_avg_sqs=[row.exp_avg_sq for row in rows],
-            bias_correction1=bias_correction(column(settings.beta1 for settings, _ in groups)),
-            bias_correction2=bias_correction(column(settings.beta2 for settings, _ in groups)),
-            eps=column(settings.eps for settings, _ in groups),
+            bias_correction1=bias_correction(spread(settings.beta1 for settings, _ in groups)),
+            bias_correction2=bias_correction(spread(settings.beta2 for settings, _ in groups)),
+            eps=spread(settings.eps for settings, _ in groups),
         ),
     )
 
@@ -184,8 +210,7 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
 def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
     # A subclass is as good as its parent unless it steps in its own way. Torch wraps the `step` of
     # whichever class is instantiated first, so what counts is the function inside.
-    known = inspect.unwrap(torch.optim.Adam.step)
-    if isinstance(optimizer, torch.optim.Adam) and inspect.unwrap(type(optimizer).step) is known:
+    if isinstance(optimizer, torch.optim.Adam) and _module_of_step(optimizer) in _KNOWN_STEPS:
         return
     inner = getattr(optimizer, "optimizer", None)
     remedy = (
@@ -197,6 +222,10 @@ def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
         f"forces() knows the update of torch.optim.AdamW and torch.optim.Adam, got "
         f"{type(optimizer).__module__}.{type(optimizer).__qualname__}; {remedy}"
     )
+
+
+def _module_of_step(optimizer: torch.optim.Optimizer) -> str:
+    return str(inspect.unwrap(type(optimizer).step).__module__)
 
 
 def _names_in(model: torch.nn.Module) -> dict[int, str]:
@@ -240,7 +269,10 @@ def _rate(lr: Any) -> float | Tensor:
     return float(lr)
 
 
-def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
+def settings_of(
+    group: dict[str, Any], rate: float | Tensor | None = None, *, by_torch: bool = True
+) -> Settings:
+    """What a param group is set to, with `rate` in place of its lr if given."""
     beta1, beta2 = (_scalar(beta) for beta in group["betas"])
     return Settings(
         lr=_scalar(group["lr"] if rate is None else rate),
@@ -253,27 +285,43 @@ def _settings(group: dict[str, Any], rate: float | Tensor | None) -> Settings:
         foreach=group["foreach"],
         capturable=bool(group["capturable"]),
         differentiable=bool(group["differentiable"]),
+        by_torch=by_torch,
     )
 
 
 def _row(
     name: str, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], settings: Settings
 ) -> Row:
-    if not _is_plain(parameter):
-        raise _not_plain(name, parameter)
+    require_plain(name, parameter)
     if "exp_avg" not in state:
         return Row(name, parameter, None, None, 0.0, settings)
     exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     for moment, tensor in (("exp_avg", state["exp_avg"]), ("exp_avg_sq", exp_avg_sq)):
-        if tensor.shape != parameter.shape or tensor.device != parameter.device:
-            raise ValueError(
-                f"{moment} of '{name}' must have the weight's shape {tuple(parameter.shape)} and device "
-                f"{parameter.device}, got {tuple(tensor.shape)} on {tensor.device}; was the model moved "
-                "or the state loaded after the optimizer was made?"
-            )
-        if not _is_plain(tensor):
-            raise _not_plain(f"{moment} of {name}", tensor)
+        if not fits(tensor, parameter):
+            raise misfit(f"{moment} of '{name}'", tensor, parameter)
     return Row(name, parameter, state["exp_avg"], exp_avg_sq, state["step"], settings)
+
+
+def require_plain(name: str, tensor: Tensor) -> None:
+    """Raises a TypeError that says why the kernels cannot read the memory of a tensor, if they cannot."""
+    if not _is_plain(tensor):
+        raise _not_plain(name, tensor)
+
+
+def fits(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a gradient or moment can go with this weight into a kernel."""
+    return tensor.shape == weight.shape and tensor.device == weight.device and _is_plain(tensor)
+
+
+def misfit(what: str, tensor: Tensor, weight: Tensor) -> Exception:
+    """What is to be raised of a tensor that does not fit its weight."""
+    if tensor.shape == weight.shape and tensor.device == weight.device:
+        return _not_plain(what, tensor)
+    return ValueError(
+        f"{what} must have the weight's shape {tuple(weight.shape)} and device {weight.device}, got "
+        f"{tuple(tensor.shape)} on {tensor.device}; was the model moved or the state loaded after the "
+        "optimizer was made?"
+    )
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -303,7 +351,7 @@ def _not_plain(name: str, tensor: Tensor) -> TypeError:
     return TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
 
 
-def _column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
+def column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
     """Numbers and 0-dim tensors as float64 [P] on `device`, without waiting for the device."""
     values = list(values)
     if not any(isinstance(value, Tensor) for value in values):

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .interface import BINS, Rows, Sums
-from .memory import flat_columns
+from .interface import BINS, LEDGER_COLUMNS, Rows, SteppedRows, Sums
+from .memory import flat_columns, flat_to_step
 
 try:
     from weibull_kernels import _cpu
@@ -21,7 +21,7 @@ else:
 
 DEVICES = ("cpu",)
 
-# As in csrc/sums.h.
+# As in csrc/columns.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -60,6 +60,41 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
         torch.from_numpy(counts),
         None if histograms is None else torch.from_numpy(histograms),
     )
+
+
+def adamw(rows: SteppedRows, *, instruction_set: str | None = None) -> None:
+    """One step of AdamW on all rows, booked in the ledger, by as many threads as torch is set to."""
+    ledger = 0 if rows.ledger is None else rows.ledger.data_ptr()
+    row_bytes = 0 if rows.ledger is None else 8 * len(LEDGER_COLUMNS)
+    with flat_to_step(rows) as flat:
+        cells = [
+            (
+                weight.data_ptr(),
+                grad.data_ptr(),
+                exp_avg.data_ptr(),
+                exp_avg_sq.data_ptr(),
+                0 if max_exp_avg_sq is None else max_exp_avg_sq.data_ptr(),
+                count.data_ptr(),
+                ledger + row_bytes * place,
+                weight.numel(),
+                _DTYPES[weight.dtype],
+                _DTYPES[grad.dtype],
+                _DTYPES[exp_avg.dtype],
+                _DTYPES[exp_avg_sq.dtype],
+                group,
+            )
+            for (weight, grad, exp_avg, exp_avg_sq, max_exp_avg_sq), count, group, place in zip(
+                flat, rows.counts, rows.groups, rows.places, strict=True
+            )
+        ]
+        _cpu.adamw(
+            np.array(cells, dtype=np.int64).reshape(-1, 13),
+            rows.hyperparameters.numpy(),
+            grad_scale=0 if rows.grad_scale is None else rows.grad_scale.data_ptr(),
+            found_inf=0 if rows.found_inf is None else rows.found_inf.data_ptr(),
+            instruction_set=instruction_set or _cpu.instruction_sets()[0],
+            threads=torch.get_num_threads(),
+        )
 
 
 def _zeroed(rows: int) -> NDArray[np.int64]:

@@ -31,6 +31,50 @@ class Rows:
         return len(self.weights)
 
 
+LEDGER_COLUMNS = (
+    *("alignment", "injection", "decay", "coupling", "change", "steps"),
+    *("norm_sq_start", "norm_sq", "log_sum", "log_sq_sum", "max_abs", "zero_count", "non_finite_count"),
+    "step",
+)
+"""Of a tensor's row in the ledger: what the `steps` of the interval summed to, then what holds now.
+
+`change` is the measured Σ(w⁺−w)(w⁺+w), `norm_sq_start` is ‖w‖² before the interval, `norm_sq` and
+what follows are of the weights after the latest step, and `step` is the optimizer's count of it.
+"""
+
+HYPERPARAMETERS = ("lr", "decay_factor", "beta1", "beta2", "eps", "sign")
+"""Of a param group: `decay_factor` is the c of w⁺ = c·w − η·u, `sign` the gradient's, −1 to maximize."""
+
+
+@dataclass(frozen=True)
+class SteppedRows:
+    """P tensors of one device for the kernel to step, in place.
+
+    Weights, gradients and moments have one shape a row; `max_exp_avg_sqs` is None for a row
+    without amsgrad, and `counts` are float32 0-dim tensors of the steps made so far. `groups` says
+    which row of `hyperparameters`, float64 [G, 6] on the device, a tensor is stepped by,
+    `places` which row of `ledger`, float64 [L, 14] on the device or None. A gradient scaler's
+    `grad_scale` divides the gradients, and where its `found_inf` is not 0 nothing happens; both are
+    float32 with one entry on the device, or None.
+    """
+
+    weights: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    exp_avgs: Sequence[Tensor]
+    exp_avg_sqs: Sequence[Tensor]
+    max_exp_avg_sqs: Sequence[Tensor | None]
+    counts: Sequence[Tensor]
+    groups: Sequence[int]
+    places: Sequence[int]
+    hyperparameters: Tensor
+    ledger: Tensor | None
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
 @dataclass(frozen=True)
 class Sums:
     """The sums over the entries of each tensor, [P] on the device of the rows; float64, counts int64.

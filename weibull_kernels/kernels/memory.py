@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from .interface import Rows
+from .interface import Rows, SteppedRows
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -27,6 +30,46 @@ def flat_columns(rows: Rows) -> list[tuple[Tensor, Tensor | None, Tensor | None]
     weight with gaps (a slice of something larger) is copied, and so are tensors whose orders differ.
     """
     return [_flat(*columns) for columns in zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True)]
+
+
+Stepped = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""Weight, gradient, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq of one tensor."""
+
+
+@contextmanager
+def flat_to_step(rows: SteppedRows) -> Iterator[list[Stepped]]:
+    """The columns of each row with their entries in the same order in memory, to be written.
+
+    Where the orders differ, or the weight has gaps, the kernel works on copies, and what it wrote
+    into them is put where it belongs at the end.
+    """
+    columns = zip(
+        rows.weights, rows.grads, rows.exp_avgs, rows.exp_avg_sqs, rows.max_exp_avg_sqs, strict=True
+    )
+    copied: list[tuple[Tensor, Tensor]] = []
+    yield [row if _in_one_order(row) else _copies(row, copied) for row in columns]
+    for original, copy in copied:
+        original.copy_(copy)
+
+
+def _in_one_order(row: Stepped) -> bool:
+    weight, grad, *moments = row
+    if grad.is_neg():  # a sign that torch keeps beside the memory
+        return False
+    others = [grad, *(moment for moment in moments if moment is not None)]
+    if weight.is_contiguous():
+        return all(other.is_contiguous() for other in others)
+    return _is_dense(weight) and all(other.stride() == weight.stride() for other in others)
+
+
+def _copies(row: Stepped, copied: list[tuple[Tensor, Tensor]]) -> Stepped:
+    def copy(tensor: Tensor) -> Tensor:
+        copied.append((tensor, tensor.resolve_neg().clone(memory_format=torch.contiguous_format)))
+        return copied[-1][1]
+
+    weight, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = row
+    largest = None if max_exp_avg_sq is None else copy(max_exp_avg_sq)
+    return copy(weight), copy(grad), copy(exp_avg), copy(exp_avg_sq), largest
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:

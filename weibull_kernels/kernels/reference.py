@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interface import BIN_BITS, BINS, Rows, Sums
+from .interface import BIN_BITS, BINS, LEDGER_COLUMNS, Rows, SteppedRows, Sums
 
 DEVICES = ("any device with float64",)
 
@@ -104,6 +104,68 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     return Sums.from_columns(
         _stacked(values, 6, torch.float64, device), _stacked(counts, 2, torch.int64, device), bins
     )
+
+
+def adamw(rows: SteppedRows) -> None:
+    """One step of AdamW as in torch.optim, tensor by tensor; results are rounded as they are stored."""
+    if rows.found_inf is not None and rows.found_inf.item() != 0:
+        return
+    for i, weight in enumerate(rows.weights):
+        lr, decay_factor, beta1, beta2, eps, sign = rows.hyperparameters[rows.groups[i]].unbind()
+        step = rows.counts[i].add_(1).double()
+        if rows.grad_scale is not None:
+            rows.grads[i].copy_(rows.grads[i].double() / rows.grad_scale.double())
+        gradient = sign * rows.grads[i].double()
+        exp_avg = running_mean(rows.exp_avgs[i].double(), gradient, beta1)
+        exp_avg_sq = running_mean(rows.exp_avg_sqs[i].double(), gradient.square(), beta2)
+        largest = exp_avg_sq
+        rows.exp_avgs[i].copy_(exp_avg)
+        rows.exp_avg_sqs[i].copy_(exp_avg_sq)
+        max_exp_avg_sq = rows.max_exp_avg_sqs[i]
+        if max_exp_avg_sq is not None:
+            largest = torch.maximum(max_exp_avg_sq.double(), exp_avg_sq)
+            max_exp_avg_sq.copy_(largest)
+        u = update(exp_avg, largest, 1 - beta1**step, 1 - beta2**step, eps)
+        before = weight.double()
+        weight.copy_(decay_factor * before - lr * u)
+        if rows.ledger is not None:
+            book(rows.ledger[rows.places[i]], before, u, weight.double(), lr, decay_factor, step)
+
+
+def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
+    """The exponential moving average β·mean + (1−β)·value."""
+    return beta * mean + (1 - beta) * value
+
+
+def book(
+    row: Tensor, before: Tensor, update: Tensor, after: Tensor, lr: Tensor, decay_factor: Tensor, step: Tensor
+) -> None:
+    """Adds the forces of w⁺ = c·w − η·u to a tensor's row of the ledger; see `LEDGER_COLUMNS`."""
+    weight_update, norm_sq, lost = (
+        inner_product(before, update),
+        inner_product(before, before),
+        1 - decay_factor,
+    )
+    change = inner_product(after - before, after + before)
+    log = log_magnitudes(after)
+    booked = dict(zip(LEDGER_COLUMNS, row.unbind(), strict=True))
+    booked |= {
+        "alignment": booked["alignment"] - 2 * lr * weight_update,
+        "injection": booked["injection"] + lr**2 * inner_product(update, update),
+        "decay": booked["decay"] - 2 * lost * norm_sq,
+        "coupling": booked["coupling"] + lost * (2 * lr * weight_update + lost * norm_sq),
+        "change": booked["change"] + change,
+        "norm_sq_start": torch.where(booked["steps"] == 0, norm_sq, booked["norm_sq_start"]),
+        "norm_sq": norm_sq + change,
+        "log_sum": log.sum(),
+        "log_sq_sum": log.square().sum(),
+        "max_abs": largest_magnitude(after),
+        "zero_count": (after == 0).sum(),
+        "non_finite_count": (~after.isfinite()).sum(),
+        "steps": booked["steps"] + 1,
+        "step": step,
+    }
+    row.copy_(torch.stack([booked[column].double() for column in LEDGER_COLUMNS]))
 
 
 def _stacked(cells: list[list[Tensor]], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
-// The chunk loop on 16-byte registers, which every processor of note has. It has no fused
+// The chunk loops on 16-byte registers, which every processor of note has. It has no fused
 // multiply-add: the last bits of the logarithms differ from those of AVX2 and AVX-512.
 #include <cstring>
 
-#include "sums.h"
+#include "instruction_sets.h"
 
 #define WK_VECTOR_BYTES 16
 
@@ -38,7 +38,10 @@ WK_INLINE Doubles read_as_double(const double* from) { return Doubles{from[0], f
 
 #include "lanes.h"
 #include "entry.h"
+#include "blocks.h"
+#include "running.h"
 #include "sum_chunk.h"
+#include "adamw_chunk.h"
 
 }  // namespace portable
 }  // namespace weibull

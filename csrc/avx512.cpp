@@ -1,11 +1,11 @@
-// The chunk loop on 64-byte registers.
+// The chunk loops on 64-byte registers.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "sums.h"
+#include "instruction_sets.h"
 
 #define WK_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #include "target_begin.h"
@@ -33,7 +33,10 @@ WK_INLINE Doubles read_as_double(const double* from) { return _mm512_loadu_pd(fr
 
 #include "lanes.h"
 #include "entry.h"
+#include "blocks.h"
+#include "running.h"
 #include "sum_chunk.h"
+#include "adamw_chunk.h"
 
 }  // namespace avx512
 }  // namespace weibull

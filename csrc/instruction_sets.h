@@ -1,0 +1,41 @@
+// The chunk loops, compiled once for each instruction set and chosen at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "adamw.h"
+#include "sums.h"
+
+namespace weibull {
+
+// Both take the entries [begin, begin + count) of a tensor.
+#define WK_CHUNK_LOOPS                                       \
+    Sums sum_chunk(const Tensor&, int64_t begin, int64_t count); \
+    StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);
+
+namespace portable {
+WK_CHUNK_LOOPS
+}
+#if defined(__x86_64__)
+namespace avx2 {
+WK_CHUNK_LOOPS
+}
+namespace avx512 {
+WK_CHUNK_LOOPS
+}
+#endif
+
+struct InstructionSet {
+    const char* name;
+    decltype(&portable::sum_chunk) sum_chunk;
+    decltype(&portable::step_chunk) step_chunk;
+};
+
+// Those this processor runs, the widest first.
+std::vector<InstructionSet> instruction_sets();
+
+// The one of that name; std::invalid_argument if this processor does not run it.
+InstructionSet find_instruction_set(const std::string& name);
+
+}  // namespace weibull
