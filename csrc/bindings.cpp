@@ -91,44 +91,49 @@ py::tuple sums(const Int64Array& tensors, const DoubleArray& scales, std::option
 
 enum SteppedColumn {
     kStepWeight,
-    kStepGrad,
     kStepExpAvg,
     kStepExpAvgSq,
     kStepMaxExpAvgSq,
-    kStepCount,
-    kStepLedger,
-    kStepNumel,
     kStepWeightDtype,
-    kStepGradDtype,
     kStepExpAvgDtype,
     kStepExpAvgSqDtype,
-    kStepSettings,
+    kStepNumel,
+    kStepCount,
+    kStepGroup,
+    kStepPlace,
+    kStepGrad,
+    kStepGradDtype,
     kSteppedColumns
 };
-constexpr int kHyperparameters = 6;
+constexpr int kHyperparameters = 6, kLedgerColumns = sizeof(LedgerRow) / sizeof(double);
 
-void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, int64_t grad_scale,
-           int64_t found_inf, const std::string& instruction_set, int threads) {
+void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::optional<DoubleArray> ledger,
+           int64_t grad_scale, int64_t found_inf, const std::string& instruction_set, int threads) {
     require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 13]");
     require(hyperparameters.ndim() == 2 && hyperparameters.shape(1) == kHyperparameters,
             "hyperparameters must be [G, 6]");
+    require(!ledger || (ledger->ndim() == 2 && ledger->shape(1) == kLedgerColumns), "ledger must be [L, 14]");
     const InstructionSet set = find_instruction_set(instruction_set);
+    LedgerRow* const booked = ledger ? reinterpret_cast<LedgerRow*>(ledger->mutable_data()) : nullptr;
 
     std::vector<Stepped> rows(tensors.shape(0));
     const auto cell = tensors.unchecked<2>();
     const auto number = hyperparameters.unchecked<2>();
     for (size_t i = 0; i < rows.size(); ++i) {
-        const int64_t group = cell(i, kStepSettings);
+        const auto column = [&](SteppedColumn address, SteppedColumn dtype) {
+            return Column{pointer<void>(cell(i, address)), Dtype(cell(i, dtype))};
+        };
+        const int64_t group = cell(i, kStepGroup), place = cell(i, kStepPlace);
         require(0 <= group && group < hyperparameters.shape(0), "no such row of hyperparameters");
-        const Dtype exp_avg_sq = Dtype(cell(i, kStepExpAvgSqDtype));
-        rows[i] = {{pointer<void>(cell(i, kStepWeight)), Dtype(cell(i, kStepWeightDtype))},
-                   {pointer<void>(cell(i, kStepGrad)), Dtype(cell(i, kStepGradDtype))},
-                   {pointer<void>(cell(i, kStepExpAvg)), Dtype(cell(i, kStepExpAvgDtype))},
-                   {pointer<void>(cell(i, kStepExpAvgSq)), exp_avg_sq},
-                   {pointer<void>(cell(i, kStepMaxExpAvgSq)), exp_avg_sq},
+        require(!ledger || (0 <= place && place < ledger->shape(0)), "no such row of the ledger");
+        rows[i] = {column(kStepWeight, kStepWeightDtype),
+                   column(kStepGrad, kStepGradDtype),
+                   column(kStepExpAvg, kStepExpAvgDtype),
+                   column(kStepExpAvgSq, kStepExpAvgSqDtype),
+                   column(kStepMaxExpAvgSq, kStepExpAvgSqDtype),
                    cell(i, kStepNumel),
                    pointer<float>(cell(i, kStepCount)),
-                   pointer<LedgerRow>(cell(i, kStepLedger)),
+                   booked ? booked + place : nullptr,
                    {number(group, 0), number(group, 1), number(group, 2), number(group, 3),
                     number(group, 4), number(group, 5)}};
     }
@@ -154,7 +159,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("sums", &weibull::sums, "tensors"_a, "scales"_a, "histograms"_a, "instruction_set"_a,
                "threads"_a,
                "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
-    module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "grad_scale"_a, "found_inf"_a,
-               "instruction_set"_a, "threads"_a,
-               "One step of AdamW on tensors [P, 13], in place, by hyperparameters [G, 6].");
+    module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "ledger"_a, "grad_scale"_a,
+               "found_inf"_a, "instruction_set"_a, "threads"_a,
+               "One step of AdamW on tensors [P, 13] by hyperparameters [G, 6], in place, booked in the "
+               "ledger [L, 14] or None.");
 }

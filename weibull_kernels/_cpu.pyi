@@ -16,6 +16,7 @@ def sums(
 def adamw(
     tensors: NDArray[np.int64],
     hyperparameters: NDArray[np.float64],
+    ledger: NDArray[np.float64] | None,
     grad_scale: int,
     found_inf: int,
     instruction_set: str,

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import find_kernel
-from .kernels.interface import HYPERPARAMETERS, SteppedRows
 from .ledger import Ledger
-from .optimizers import column, fits, misfit, name_at, parameters_of, require_plain, settings_of
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+from .optimizers import name_at, parameters_of, require_plain
+from .plan import MOMENTS, StepPlan
 
 
 class AdamW(torch.optim.AdamW):
@@ -92,6 +90,7 @@ class AdamW(torch.optim.AdamW):
         self.state_dtype = state_dtype
         self.backend = backend
         self._ledger = Ledger(self) if ledger else None
+        self._plan: StepPlan | None = None
         super().__init__(
             params,
             lr=lr,
@@ -153,50 +152,23 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         if self._ledger is not None:
             self._ledger.open()
-        for device, rows in self._rows().items():
-            find_kernel("adamw", self.backend, device)(rows)
+        if self._plan is None or not self._plan.holds():
+            self._plan = StepPlan(self, self._begin)
+        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for device, tensors, now in self._plan.steps(self._table, *scaler):
+            find_kernel("adamw", self.backend, device)(tensors, now)
         return loss
 
-    def _rows(self) -> dict[torch.device, SteppedRows]:
-        """Every parameter that has a gradient, by device."""
-        batches: dict[torch.device, _Batch] = {}
-        place = -1
-        for index, group in enumerate(self.param_groups):
-            for position, weight in enumerate(group["params"]):
-                place += 1
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    self._begin(state, weight, group)
-                device = weight.device
-                batch = batches.get(device)
-                if batch is None:
-                    batch = batches[device] = _Batch(device)
-                try:
-                    batch.add(weight, state, group, index, place)
-                except KeyError as missing:
-                    raise ValueError(
-                        f"the state of '{name_at(group, index, position)}' has no {missing}; load the state "
-                        "of an AdamW with the same amsgrad setting"
-                    ) from None
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"'{name_at(group, index, position)}': {error}") from None
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        return {
-            device: batch.rows(
-                None if self._ledger is None else self._ledger.table(device), grad_scale, found_inf
-            )
-            for device, batch in batches.items()
+    def _begin(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a weight before its first step."""
+        moments = {
+            moment: torch.zeros_like(weight, dtype=self.state_dtype, memory_format=torch.preserve_format)
+            for moment in (MOMENTS if group["amsgrad"] else MOMENTS[:2])
         }
+        return {"step": torch.zeros((), dtype=torch.float32, device=weight.device), **moments}
 
-    def _begin(self, state: dict[str, Any], weight: Tensor, group: Mapping[str, Any]) -> None:
-        """The state of a parameter before its first step."""
-        state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-        for moment in _MOMENTS if group["amsgrad"] else _MOMENTS[:2]:
-            state[moment] = torch.zeros_like(
-                weight, dtype=self.state_dtype, memory_format=torch.preserve_format
-            )
+    def _table(self, device: torch.device) -> Tensor | None:
+        return None if self._ledger is None else self._ledger.table(device)
 
     def _check_graph_capture(self) -> None:
         # torch renamed it in 2.12 and warns of the old name.
@@ -247,95 +219,11 @@ class AdamW(torch.optim.AdamW):
             return
         keys = [key for group in loaded["param_groups"] for key in group["params"]]
         for key, weight in zip(keys, parameters_of(self), strict=True):
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 if moment in loaded["state"].get(key, {}):
                     saved = loaded["state"][key][moment]
                     self.state[weight][moment] = saved.to(weight.device, self.state_dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("state_dtype", "backend", "_ledger")}
-        return {**super().__getstate__(), **own}
-
-
-class _Batch:
-    """The tensors of one device that a step moves, while they are gathered."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._weights: list[Tensor] = []
-        self._grads: list[Tensor] = []
-        self._exp_avgs: list[Tensor] = []
-        self._exp_avg_sqs: list[Tensor] = []
-        self._max_exp_avg_sqs: list[Tensor | None] = []
-        self._counts: list[Tensor] = []
-        self._groups: list[int] = []
-        self._places: list[int] = []
-        # The numbers of a group depend on the dtype of the weight too, which decides how c is rounded.
-        self._rows_of_numbers: dict[tuple[int, torch.dtype], int] = {}
-        self._numbers: list[float | Tensor] = []
-
-    def add(
-        self, weight: Tensor, state: Mapping[str, Any], group: dict[str, Any], index: int, place: int
-    ) -> None:
-        """One parameter of group `index`, whose row in the ledger is `place`."""
-        grad: Any = weight.grad
-        exp_avg, exp_avg_sq, count = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
-        for what, tensor in (
-            ("gradient", grad),
-            ("exp_avg", exp_avg),
-            ("exp_avg_sq", exp_avg_sq),
-            ("max_exp_avg_sq", largest),
-        ):
-            if tensor is not None and not fits(tensor, weight):
-                raise misfit(what, tensor, weight)
-        if count.dtype != torch.float32 or count.device != self._device:
-            raise ValueError(f"step must be float32 on {self._device}, got {count.dtype} on {count.device}")
-        key = index, weight.dtype
-        row = self._rows_of_numbers.get(key)
-        if row is None:
-            row = self._rows_of_numbers[key] = len(self._rows_of_numbers)
-            self._numbers += _numbers(group, weight)
-        self._weights.append(weight)
-        self._grads.append(grad)
-        self._exp_avgs.append(exp_avg)
-        self._exp_avg_sqs.append(exp_avg_sq)
-        self._max_exp_avg_sqs.append(largest)
-        self._counts.append(count)
-        self._groups.append(row)
-        self._places.append(place)
-
-    def rows(self, ledger: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None) -> SteppedRows:
-        """All of them, for the kernel."""
-
-        def here(number: Tensor | None) -> Tensor | None:
-            wait = self._device.type == "cpu"
-            return None if number is None else number.to(self._device, torch.float32, non_blocking=not wait)
-
-        return SteppedRows(
-            weights=self._weights,
-            grads=self._grads,
-            exp_avgs=self._exp_avgs,
-            exp_avg_sqs=self._exp_avg_sqs,
-            max_exp_avg_sqs=self._max_exp_avg_sqs,
-            counts=self._counts,
-            groups=self._groups,
-            places=self._places,
-            hyperparameters=column(self._numbers, self._device).reshape(-1, len(HYPERPARAMETERS)),
-            ledger=ledger,
-            grad_scale=here(grad_scale),
-            found_inf=here(found_inf),
-        )
-
-
-def _numbers(group: dict[str, Any], weight: Tensor) -> list[float | Tensor]:
-    """The `HYPERPARAMETERS` of a group for weights like this one."""
-    settings = settings_of(group)
-    return [
-        settings.lr,
-        settings.decay_factor(weight),
-        settings.beta1,
-        settings.beta2,
-        settings.eps,
-        -1.0 if group["maximize"] else 1.0,
-    ]
+        return {**super().__getstate__(), **own, "_plan": None}

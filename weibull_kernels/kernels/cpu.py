@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .interface import BINS, LEDGER_COLUMNS, Rows, SteppedRows, Sums
+from .interface import BINS, Rows, Step, SteppedTensors, Sums
 from .memory import flat_columns, flat_to_step
 
 try:
@@ -62,39 +62,59 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
     )
 
 
-def adamw(rows: SteppedRows, *, instruction_set: str | None = None) -> None:
-    """One step of AdamW on all rows, booked in the ledger, by as many threads as torch is set to."""
-    ledger = 0 if rows.ledger is None else rows.ledger.data_ptr()
-    row_bytes = 0 if rows.ledger is None else 8 * len(LEDGER_COLUMNS)
-    with flat_to_step(rows) as flat:
-        cells = [
-            (
-                weight.data_ptr(),
-                grad.data_ptr(),
-                exp_avg.data_ptr(),
-                exp_avg_sq.data_ptr(),
-                0 if max_exp_avg_sq is None else max_exp_avg_sq.data_ptr(),
-                count.data_ptr(),
-                ledger + row_bytes * place,
-                weight.numel(),
-                _DTYPES[weight.dtype],
-                _DTYPES[grad.dtype],
-                _DTYPES[exp_avg.dtype],
-                _DTYPES[exp_avg_sq.dtype],
-                group,
-            )
-            for (weight, grad, exp_avg, exp_avg_sq, max_exp_avg_sq), count, group, place in zip(
-                flat, rows.counts, rows.groups, rows.places, strict=True
-            )
-        ]
+def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = None) -> None:
+    """One step of AdamW on all tensors, booked in the ledger, by as many threads as torch is set to."""
+    with flat_to_step(tensors, step.grads) as (flat, grads):
+        table = flat.prepared.get("cpu")
+        if table is None:
+            table = flat.prepared["cpu"] = _table(flat)
+        table[:, _GRAD] = [grad.data_ptr() for grad in grads]
+        table[:, _GRAD_DTYPE] = [_DTYPES[grad.dtype] for grad in grads]
         _cpu.adamw(
-            np.array(cells, dtype=np.int64).reshape(-1, 13),
-            rows.hyperparameters.numpy(),
-            grad_scale=0 if rows.grad_scale is None else rows.grad_scale.data_ptr(),
-            found_inf=0 if rows.found_inf is None else rows.found_inf.data_ptr(),
+            table,
+            step.hyperparameters.numpy(),
+            None if step.ledger is None else step.ledger.numpy(),
+            grad_scale=0 if step.grad_scale is None else step.grad_scale.data_ptr(),
+            found_inf=0 if step.found_inf is None else step.found_inf.data_ptr(),
             instruction_set=instruction_set or _cpu.instruction_sets()[0],
             threads=torch.get_num_threads(),
         )
+
+
+# Columns of the table of tensors to step, as in csrc/bindings.cpp.
+_GRAD, _GRAD_DTYPE, _STEPPED_COLUMNS = 11, 12, 13
+
+
+def _table(tensors: SteppedTensors) -> NDArray[np.int64]:
+    """A row a tensor; the columns of the gradient are left to each step."""
+    rows = zip(
+        tensors.weights,
+        tensors.exp_avgs,
+        tensors.exp_avg_sqs,
+        tensors.max_exp_avg_sqs,
+        tensors.counts,
+        tensors.groups,
+        tensors.places,
+        strict=True,
+    )
+    cells = [
+        (
+            weight.data_ptr(),
+            exp_avg.data_ptr(),
+            exp_avg_sq.data_ptr(),
+            0 if max_exp_avg_sq is None else max_exp_avg_sq.data_ptr(),
+            _DTYPES[weight.dtype],
+            _DTYPES[exp_avg.dtype],
+            _DTYPES[exp_avg_sq.dtype],
+            weight.numel(),
+            count.data_ptr(),
+            group,
+            place,
+            *(0, 0),
+        )
+        for weight, exp_avg, exp_avg_sq, max_exp_avg_sq, count, group, place in rows
+    ]
+    return np.array(cells, dtype=np.int64).reshape(-1, _STEPPED_COLUMNS)
 
 
 def _zeroed(rows: int) -> NDArray[np.int64]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -46,33 +47,43 @@ HYPERPARAMETERS = ("lr", "decay_factor", "beta1", "beta2", "eps", "sign")
 """Of a param group: `decay_factor` is the c of w⁺ = c·w − η·u, `sign` the gradient's, −1 to maximize."""
 
 
-@dataclass(frozen=True)
-class SteppedRows:
-    """P tensors of one device for the kernel to step, in place.
+@dataclass(frozen=True, eq=False)
+class SteppedTensors:
+    """P tensors of one device that a kernel steps in place, for as long as they stay where they are.
 
-    Weights, gradients and moments have one shape a row; `max_exp_avg_sqs` is None for a row
-    without amsgrad, and `counts` are float32 0-dim tensors of the steps made so far. `groups` says
-    which row of `hyperparameters`, float64 [G, 6] on the device, a tensor is stepped by,
-    `places` which row of `ledger`, float64 [L, 14] on the device or None. A gradient scaler's
-    `grad_scale` divides the gradients, and where its `found_inf` is not 0 nothing happens; both are
-    float32 with one entry on the device, or None.
+    Weights and moments have one shape a row; `max_exp_avg_sqs` is None for a row without amsgrad,
+    and `counts` are float32 0-dim tensors of the steps made so far. `groups` says which row of the
+    hyperparameters a tensor is stepped by, `places` which row of the ledger it is booked in.
+    `prepared` keeps what a backend works out for them once.
     """
 
     weights: Sequence[Tensor]
-    grads: Sequence[Tensor]
     exp_avgs: Sequence[Tensor]
     exp_avg_sqs: Sequence[Tensor]
     max_exp_avg_sqs: Sequence[Tensor | None]
     counts: Sequence[Tensor]
     groups: Sequence[int]
     places: Sequence[int]
-    hyperparameters: Tensor
-    ledger: Tensor | None
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
+    prepared: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weights)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is new in every step: P gradients, and numbers that are on the device of the tensors.
+
+    `hyperparameters` is float64 [G, 6] and `ledger` float64 [L, 14], or None where nothing is
+    booked. A gradient scaler's `grad_scale` divides the gradients, and where its `found_inf` is not
+    0 nothing happens; both are float32 with one entry, or None.
+    """
+
+    grads: Sequence[Tensor]
+    hyperparameters: Tensor
+    ledger: Tensor | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .interface import Rows, SteppedRows
+from .interface import Rows, SteppedTensors
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -32,44 +33,55 @@ def flat_columns(rows: Rows) -> list[tuple[Tensor, Tensor | None, Tensor | None]
     return [_flat(*columns) for columns in zip(rows.weights, rows.exp_avgs, rows.exp_avg_sqs, strict=True)]
 
 
-Stepped = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Weight, gradient, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq of one tensor."""
-
-
 @contextmanager
-def flat_to_step(rows: SteppedRows) -> Iterator[list[Stepped]]:
-    """The columns of each row with their entries in the same order in memory, to be written.
+def flat_to_step(
+    tensors: SteppedTensors, grads: Sequence[Tensor]
+) -> Iterator[tuple[SteppedTensors, Sequence[Tensor]]]:
+    """The same with the entries of a row in one order in memory, to be stepped in place.
 
-    Where the orders differ, or the weight has gaps, the kernel works on copies, and what it wrote
-    into them is put where it belongs at the end.
+    Where the orders differ, or a weight has gaps, these are copies, and what was written into them
+    is put where it belongs at the end.
     """
-    columns = zip(
-        rows.weights, rows.grads, rows.exp_avgs, rows.exp_avg_sqs, rows.max_exp_avg_sqs, strict=True
-    )
+    if "in_one_order" not in tensors.prepared:
+        tensors.prepared["in_one_order"] = all(map(_in_one_order, *_columns(tensors)))
+        tensors.prepared["contiguous"] = all(weight.is_contiguous() for weight in tensors.weights)
+    if tensors.prepared["in_one_order"] and _grads_in_order(tensors, grads):
+        yield tensors, grads
+        return
+
     copied: list[tuple[Tensor, Tensor]] = []
-    yield [row if _in_one_order(row) else _copies(row, copied) for row in columns]
-    for original, copy in copied:
-        original.copy_(copy)
 
-
-def _in_one_order(row: Stepped) -> bool:
-    weight, grad, *moments = row
-    if grad.is_neg():  # a sign that torch keeps beside the memory
-        return False
-    others = [grad, *(moment for moment in moments if moment is not None)]
-    if weight.is_contiguous():
-        return all(other.is_contiguous() for other in others)
-    return _is_dense(weight) and all(other.stride() == weight.stride() for other in others)
-
-
-def _copies(row: Stepped, copied: list[tuple[Tensor, Tensor]]) -> Stepped:
-    def copy(tensor: Tensor) -> Tensor:
+    def copy(tensor: Tensor | None) -> Any:
+        if tensor is None:
+            return None
         copied.append((tensor, tensor.resolve_neg().clone(memory_format=torch.contiguous_format)))
         return copied[-1][1]
 
-    weight, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = row
-    largest = None if max_exp_avg_sq is None else copy(max_exp_avg_sq)
-    return copy(weight), copy(grad), copy(exp_avg), copy(exp_avg_sq), largest
+    flat = [[copy(tensor) for tensor in column] for column in _columns(tensors)]
+    yield (
+        SteppedTensors(flat[0], flat[1], flat[2], flat[3], tensors.counts, tensors.groups, tensors.places),
+        [copy(grad) for grad in grads],
+    )
+    for original, copy_ in copied:
+        original.copy_(copy_)
+
+
+def _columns(tensors: SteppedTensors) -> tuple[Sequence[Any], ...]:
+    return tensors.weights, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs
+
+
+def _in_one_order(weight: Tensor, *others: Tensor | None) -> bool:
+    if weight.is_contiguous():
+        return all(other is None or other.is_contiguous() for other in others)
+    return _is_dense(weight) and all(other is None or other.stride() == weight.stride() for other in others)
+
+
+def _grads_in_order(tensors: SteppedTensors, grads: Sequence[Tensor]) -> bool:
+    if any(map(Tensor.is_neg, grads)):  # a sign that torch keeps beside the memory
+        return False
+    if tensors.prepared["contiguous"]:
+        return all(map(Tensor.is_contiguous, grads))
+    return all(map(_in_one_order, tensors.weights, grads))
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interface import BIN_BITS, BINS, LEDGER_COLUMNS, Rows, SteppedRows, Sums
+from .interface import BIN_BITS, BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
 
 DEVICES = ("any device with float64",)
 
@@ -106,30 +106,29 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     )
 
 
-def adamw(rows: SteppedRows) -> None:
+def adamw(tensors: SteppedTensors, step: Step) -> None:
     """One step of AdamW as in torch.optim, tensor by tensor; results are rounded as they are stored."""
-    if rows.found_inf is not None and rows.found_inf.item() != 0:
+    if step.found_inf is not None and step.found_inf.item() != 0:
         return
-    for i, weight in enumerate(rows.weights):
-        lr, decay_factor, beta1, beta2, eps, sign = rows.hyperparameters[rows.groups[i]].unbind()
-        step = rows.counts[i].add_(1).double()
-        if rows.grad_scale is not None:
-            rows.grads[i].copy_(rows.grads[i].double() / rows.grad_scale.double())
-        gradient = sign * rows.grads[i].double()
-        exp_avg = running_mean(rows.exp_avgs[i].double(), gradient, beta1)
-        exp_avg_sq = running_mean(rows.exp_avg_sqs[i].double(), gradient.square(), beta2)
-        largest = exp_avg_sq
-        rows.exp_avgs[i].copy_(exp_avg)
-        rows.exp_avg_sqs[i].copy_(exp_avg_sq)
-        max_exp_avg_sq = rows.max_exp_avg_sqs[i]
+    for i, weight in enumerate(tensors.weights):
+        lr, decay_factor, beta1, beta2, eps, sign = step.hyperparameters[tensors.groups[i]].unbind()
+        count = tensors.counts[i].add_(1).double()
+        if step.grad_scale is not None:
+            step.grads[i].copy_(step.grads[i].double() / step.grad_scale.double())
+        gradient = sign * step.grads[i].double()
+        exp_avg = running_mean(tensors.exp_avgs[i].double(), gradient, beta1)
+        exp_avg_sq = running_mean(tensors.exp_avg_sqs[i].double(), gradient.square(), beta2)
+        tensors.exp_avgs[i].copy_(exp_avg)
+        tensors.exp_avg_sqs[i].copy_(exp_avg_sq)
+        max_exp_avg_sq = tensors.max_exp_avg_sqs[i]
         if max_exp_avg_sq is not None:
-            largest = torch.maximum(max_exp_avg_sq.double(), exp_avg_sq)
-            max_exp_avg_sq.copy_(largest)
-        u = update(exp_avg, largest, 1 - beta1**step, 1 - beta2**step, eps)
+            exp_avg_sq = torch.maximum(max_exp_avg_sq.double(), exp_avg_sq)
+            max_exp_avg_sq.copy_(exp_avg_sq)
+        u = update(exp_avg, exp_avg_sq, 1 - beta1**count, 1 - beta2**count, eps)
         before = weight.double()
         weight.copy_(decay_factor * before - lr * u)
-        if rows.ledger is not None:
-            book(rows.ledger[rows.places[i]], before, u, weight.double(), lr, decay_factor, step)
+        if step.ledger is not None:
+            book(step.ledger[tensors.places[i]], before, u, weight.double(), lr, decay_factor, count)
 
 
 def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
@@ -138,7 +137,13 @@ def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
 
 
 def book(
-    row: Tensor, before: Tensor, update: Tensor, after: Tensor, lr: Tensor, decay_factor: Tensor, step: Tensor
+    row: Tensor,
+    before: Tensor,
+    update: Tensor,
+    after: Tensor,
+    lr: Tensor,
+    decay_factor: Tensor,
+    count: Tensor,
 ) -> None:
     """Adds the forces of w⁺ = c·w − η·u to a tensor's row of the ledger; see `LEDGER_COLUMNS`."""
     weight_update, norm_sq, lost = (
@@ -163,7 +168,7 @@ def book(
         "zero_count": (after == 0).sum(),
         "non_finite_count": (~after.isfinite()).sum(),
         "steps": booked["steps"] + 1,
-        "step": step,
+        "step": count,
     }
     row.copy_(torch.stack([booked[column].double() for column in LEDGER_COLUMNS]))
 
