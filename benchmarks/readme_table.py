@@ -61,6 +61,28 @@ def _times(ratio: dict[str, float] | None) -> str:
     return "–" if ratio is None else f"{ratio['median']:.1f} ×"
 
 
+def steps_table(results: list[dict[str, Any]]) -> str:
+    """A row for every machine and list on which steps were timed."""
+    lines = [
+        "| machine | tensors | `wk.AdamW`, ms | its ledger | torch fused = 1 | torch foreach |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        for key in (key for key in LISTS if key in result.get("adamw", {})):
+            entry = result["adamw"][key]
+            to_fused = entry["to_torch_fused"]
+            cells = [
+                result["machine"],
+                LISTS[key],
+                f"{entry['ms']['ours']['median']:.3g}",
+                f"{100 * (entry['ledger_to_none']['median'] - 1):+.0f} %",
+                f"**{to_fused['ours']['median']:.2f}**",
+                f"{to_fused['torch foreach']['median']:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def headline(results: list[dict[str, Any]]) -> str:
     """One sentence of the first machine that has the figures."""
     result = next(result for result in results if "threads" in result)
@@ -81,7 +103,7 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n\n".join([note, *(table(result) for result in results)])
 
 
-SECTIONS = {"headline": headline, "benchmarks": tables}
+SECTIONS = {"headline": headline, "steps": steps_table, "benchmarks": tables}
 
 
 def rewritten(readme: str) -> str:

@@ -111,7 +111,7 @@ def weights(kind: str, count: int, device: str, generator: torch.Generator) -> T
     raise ValueError(f"kind must be one of {', '.join(HISTOGRAM_INPUTS)}, got {kind!r}")
 
 
-def _cut(pool: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
+def cut(pool: Tensor, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
     """Tensors of these shapes, each memory of its own, filled from `pool` from a moving start."""
     tensors, start = [], 0
     for shape in shapes:
@@ -131,7 +131,7 @@ def make(name: str, shapes: list[tuple[int, ...]], device: str = "cpu", kind: st
     generator = torch.Generator(device).manual_seed(0)
     exp_avg_sq = 1e-8 * (0.1 + torch.rand(_POOL, generator=generator, device=device))
     exp_avg = 0.2 * exp_avg_sq.sqrt() * torch.randn(_POOL, generator=generator, device=device)
-    columns = [_cut(pool, shapes) for pool in (weights(kind, _POOL, device, generator), exp_avg, exp_avg_sq)]
+    columns = [cut(pool, shapes) for pool in (weights(kind, _POOL, device, generator), exp_avg, exp_avg_sq)]
     ones = torch.ones(len(shapes), dtype=torch.float64, device=device)
     corrections = [(1 - beta**STEP) * ones for beta in BETAS]
     return Workload(name, Rows(*columns, *corrections, EPS * ones))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import find_kernel
-from .ledger import Ledger
+from .ledger import Ledger, require_ledger
 from .optimizers import name_at, parameters_of, require_plain
 from .plan import MOMENTS, StepPlan
 
@@ -157,6 +158,8 @@ class AdamW(torch.optim.AdamW):
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for device, tensors, now in self._plan.steps(self._table, *scaler):
             find_kernel("adamw", self.backend, device)(tensors, now)
+            # The kernel writes by address: autograd must learn that weights it saved have changed.
+            torch.autograd.graph.increment_version(tensors.weights)
         return loss
 
     def _begin(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +194,7 @@ class AdamW(torch.optim.AdamW):
         From a checkpoint without a ledger the next step begins a new interval.
 
         Raises:
-            ValueError: the checkpoint is that of other parameters.
+            ValueError: the checkpoint is that of other parameters; nothing is changed.
         """
         loaded: dict[str, Any] = {}
 
@@ -199,6 +202,9 @@ class AdamW(torch.optim.AdamW):
             # Runs after the user's own hooks. How torch made its steps is no matter here.
             ours = {"fused": True, "foreach": None, "differentiable": False}
             loaded.update(saved, param_groups=[{**group, **ours} for group in saved["param_groups"]])
+            if "ledger" in loaded:
+                # Before anything is replaced: a checkpoint is loaded whole or not at all.
+                require_ledger(loaded["ledger"], sum(len(group["params"]) for group in saved["param_groups"]))
             return dict(loaded)
 
         handle = self.register_load_state_dict_pre_hook(prepare)
@@ -207,11 +213,17 @@ class AdamW(torch.optim.AdamW):
         finally:
             handle.remove()
         self._restore_moments(loaded)
-        if self._ledger is not None:
+        if self._ledger is None:
             if "ledger" in loaded:
-                self._ledger.load_state_dict(loaded["ledger"])
-            else:
-                self._ledger.clear()
+                warnings.warn(
+                    "the checkpoint holds a ledger, which this optimizer was told not to keep: it is left out; "
+                    "make the optimizer with ledger=True to go on with it",
+                    stacklevel=2,
+                )
+        elif "ledger" in loaded:
+            self._ledger.load_state_dict(loaded["ledger"])
+        else:
+            self._ledger.clear()
 
     def _restore_moments(self, loaded: Mapping[str, Any]) -> None:
         """The moments in `state_dtype`: torch rounded them to the dtype of the weights."""

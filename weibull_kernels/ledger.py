@@ -124,15 +124,7 @@ class Ledger:
             ValueError: it is that of other parameters, or of an unknown format.
         """
         homes = [parameter.device for parameter in parameters_of(self._optimizer)]
-        if tuple(saved["columns"]) != LEDGER_COLUMNS or saved["rows"].shape != (
-            len(homes),
-            len(LEDGER_COLUMNS),
-        ):
-            raise ValueError(
-                f"the ledger of the checkpoint has columns {tuple(saved['columns'])} and rows "
-                f"{tuple(saved['rows'].shape)}; expected {LEDGER_COLUMNS} for {len(homes)} parameters. Load "
-                "the checkpoint of this model, or remove its 'ledger' to begin a new one"
-            )
+        require_ledger(saved, rows=len(homes))
         self._homes, self._tables = homes, {}
         for device in set(homes):
             rows = saved["rows"].to(device, torch.float64, copy=True)
@@ -158,6 +150,18 @@ class Ledger:
                 moved = table[_index(places, device)].to(home, non_blocking=home.type != "cpu")
                 rows[_index(places, home)] = moved
         return rows
+
+
+def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
+    """Raises a ValueError if this is not the state of a ledger of so many parameters."""
+    expected = (rows, len(LEDGER_COLUMNS))
+    columns, found = tuple(saved.get("columns", ())), saved.get("rows")
+    if columns != LEDGER_COLUMNS or not isinstance(found, Tensor) or tuple(found.shape) != expected:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else found
+        raise ValueError(
+            f"the ledger of the checkpoint has columns {columns} and rows {shape}; expected {LEDGER_COLUMNS} "
+            f"and rows {expected}. Load the checkpoint of this model, or remove its 'ledger' to begin anew"
+        )
 
 
 def _opening(parameters: list[Tensor], optimizer: AdamW) -> Tensor:
