@@ -51,15 +51,13 @@ void book(LedgerRow& row, const StepSums& sums, const Hyperparameters& set, doub
 void step_tensors(const std::vector<Stepped>& tensors, const float* grad_scale, const float* found_inf,
                   const InstructionSet& set, int threads) {
     if (found_inf && *found_inf != 0) return;
-    std::vector<StepNumbers> numbers;
-    numbers.reserve(tensors.size());
-    for (const Stepped& tensor : tensors) {
-        *tensor.step += 1;
-        numbers.push_back(numbers_of(tensor.set, *tensor.step, grad_scale));
-    }
-
     const std::vector<Chunk> chunks = chunks_of(tensors);
-    std::vector<StepSums> partials(chunks.size());
+    std::vector<StepSums> partials(chunks.size()), totals(tensors.size());
+    std::vector<StepNumbers> numbers(tensors.size());
+    for (size_t t = 0; t < tensors.size(); ++t) {
+        *tensors[t].step += 1;
+        numbers[t] = numbers_of(tensors[t].set, *tensors[t].step, grad_scale);
+    }
     share_chunks(chunks, threads, [&](const Take& take) {
         for (size_t first, last; take(first, last);) {
             for (size_t i = first; i < last; ++i) {
@@ -71,7 +69,6 @@ void step_tensors(const std::vector<Stepped>& tensors, const float* grad_scale, 
     });
 
     // In the order of the chunks, so that the total is the same whoever did what.
-    std::vector<StepSums> totals(tensors.size());
     for (size_t i = 0; i < chunks.size(); ++i) {
         StepSums& total = totals[chunks[i].tensor];
         total.add(partials[i]);

@@ -99,7 +99,7 @@ StepSums step_chunk_as(const Stepped& tensor, const StepNumbers& numbers, int64_
 
 StepSums step_chunk(const Stepped& tensor, const StepNumbers& numbers, int64_t begin, int64_t count) {
     const bool wide = is_double(tensor.weight) || is_double(tensor.grad) || is_double(tensor.exp_avg) ||
-                      is_double(tensor.exp_avg_sq);
+                      is_double(tensor.exp_avg_sq) || is_double(tensor.max_exp_avg_sq);
     return wide ? step_chunk_as<double>(tensor, numbers, begin, count)
                 : step_chunk_as<float>(tensor, numbers, begin, count);
 }

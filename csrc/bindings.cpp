@@ -97,6 +97,7 @@ enum SteppedColumn {
     kStepWeightDtype,
     kStepExpAvgDtype,
     kStepExpAvgSqDtype,
+    kStepMaxExpAvgSqDtype,
     kStepNumel,
     kStepCount,
     kStepGroup,
@@ -109,7 +110,7 @@ constexpr int kHyperparameters = 6, kLedgerColumns = sizeof(LedgerRow) / sizeof(
 
 void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::optional<DoubleArray> ledger,
            int64_t grad_scale, int64_t found_inf, const std::string& instruction_set, int threads) {
-    require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 13]");
+    require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 14]");
     require(hyperparameters.ndim() == 2 && hyperparameters.shape(1) == kHyperparameters,
             "hyperparameters must be [G, 6]");
     require(!ledger || (ledger->ndim() == 2 && ledger->shape(1) == kLedgerColumns), "ledger must be [L, 14]");
@@ -130,12 +131,12 @@ void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::o
                    column(kStepGrad, kStepGradDtype),
                    column(kStepExpAvg, kStepExpAvgDtype),
                    column(kStepExpAvgSq, kStepExpAvgSqDtype),
-                   column(kStepMaxExpAvgSq, kStepExpAvgSqDtype),
+                   column(kStepMaxExpAvgSq, kStepMaxExpAvgSqDtype),
                    cell(i, kStepNumel),
                    pointer<float>(cell(i, kStepCount)),
                    booked ? booked + place : nullptr,
-                   {number(group, 0), number(group, 1), number(group, 2), number(group, 3),
-                    number(group, 4), number(group, 5)}};
+                   {number(group, 0), number(group, 1), number(group, 2), number(group, 3), number(group, 4),
+                    number(group, 5)}};
     }
     py::gil_scoped_release release;
     step_tensors(rows, pointer<const float>(grad_scale), pointer<const float>(found_inf), set, threads);
@@ -161,6 +162,6 @@ PYBIND11_MODULE(_cpu, module) {
                "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
     module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "ledger"_a, "grad_scale"_a,
                "found_inf"_a, "instruction_set"_a, "threads"_a,
-               "One step of AdamW on tensors [P, 13] by hyperparameters [G, 6], in place, booked in the "
+               "One step of AdamW on tensors [P, 14] by hyperparameters [G, 6], in place, booked in the "
                "ledger [L, 14] or None.");
 }

@@ -10,7 +10,7 @@
 namespace weibull {
 
 // Both take the entries [begin, begin + count) of a tensor.
-#define WK_CHUNK_LOOPS                                       \
+#define WK_CHUNK_LOOPS                                           \
     Sums sum_chunk(const Tensor&, int64_t begin, int64_t count); \
     StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);
 

@@ -40,7 +40,8 @@ void run_on_threads(int threads, const std::function<void()>& work) {
 
 }  // namespace
 
-void share_chunks(const std::vector<Chunk>& chunks, int threads, const std::function<void(const Take&)>& work) {
+void share_chunks(const std::vector<Chunk>& chunks, int threads,
+                  const std::function<void(const Take&)>& work) {
     int64_t entries = 0;
     for (const Chunk& chunk : chunks) entries += chunk.count;
     const int64_t useful = 1 + entries / kEntriesPerThread;

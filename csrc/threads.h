@@ -28,6 +28,7 @@ std::vector<Chunk> chunks_of(const Tensors& tensors) {
 // Calls work(take) on up to `threads` threads, this one among them; each takes batches [first, last)
 // of chunks by take(first, last) until that is false. An exception reaches the caller when all are done.
 using Take = std::function<bool(size_t& first, size_t& last)>;
-void share_chunks(const std::vector<Chunk>& chunks, int threads, const std::function<void(const Take&)>& work);
+void share_chunks(const std::vector<Chunk>& chunks, int threads,
+                  const std::function<void(const Take&)>& work);
 
 }  // namespace weibull

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import find_kernel
+from .dispatch import find_kernel, frames_to_the_caller
 from .ledger import Ledger, require_ledger
 from .optimizers import name_at, parameters_of, require_plain
 from .plan import MOMENTS, StepPlan
@@ -216,9 +216,9 @@ class AdamW(torch.optim.AdamW):
         if self._ledger is None:
             if "ledger" in loaded:
                 warnings.warn(
-                    "the checkpoint holds a ledger, which this optimizer was told not to keep: it is left out; "
-                    "make the optimizer with ledger=True to go on with it",
-                    stacklevel=2,
+                    "the checkpoint holds a ledger, which this optimizer was told not to keep: it is left "
+                    "out; make the optimizer with ledger=True to go on with it",
+                    stacklevel=frames_to_the_caller(),
                 )
         elif "ledger" in loaded:
             self._ledger.load_state_dict(loaded["ledger"])

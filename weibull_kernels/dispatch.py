@@ -98,12 +98,12 @@ def _default_backend(device_type: str) -> str:
         f"weibull_kernels uses the slow reference backend on '{device_type}': backend '{meant}' cannot run "
         f"because {reason}",
         RuntimeWarning,
-        stacklevel=_frames_to_the_caller(),
+        stacklevel=frames_to_the_caller(),
     )
     return "reference"
 
 
-def _frames_to_the_caller() -> int:
+def frames_to_the_caller() -> int:
     """The `stacklevel` of a warning that is to point at the user's line."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (

@@ -82,7 +82,7 @@ def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = 
 
 
 # Columns of the table of tensors to step, as in csrc/bindings.cpp.
-_GRAD, _GRAD_DTYPE, _STEPPED_COLUMNS = 11, 12, 13
+_GRAD, _GRAD_DTYPE, _STEPPED_COLUMNS = 12, 13, 14
 
 
 def _table(tensors: SteppedTensors) -> NDArray[np.int64]:
@@ -106,6 +106,7 @@ def _table(tensors: SteppedTensors) -> NDArray[np.int64]:
             _DTYPES[weight.dtype],
             _DTYPES[exp_avg.dtype],
             _DTYPES[exp_avg_sq.dtype],
+            0 if max_exp_avg_sq is None else _DTYPES[max_exp_avg_sq.dtype],
             weight.numel(),
             count.data_ptr(),
             group,
