@@ -1,6 +1,7 @@
 """Pictures of a run, from its records."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -41,7 +42,8 @@ STYLE = {
 
 def draw_forces(records: pa.Table, path: Path) -> None:
     """The three forces on the transmission weights over the run, and their shares, as a PNG."""
-    step, series = force_series(records, *wk.TRANSMISSION)
+    step, sums = force_series(records, *wk.TRANSMISSION)
+    series = per_step(sums)
     mean = moving_average(step, series)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 7.5), layout="constrained")
@@ -58,16 +60,18 @@ def draw_forces(records: pa.Table, path: Path) -> None:
         # Logarithmic both ways from a tenth of the largest budget on, linear through zero.
         decade = np.floor(np.log10(max(float(np.nanmax(mean.absolute)), 1e-300)))
         forces.set_yscale("symlog", linthresh=10.0 ** (decade - 1))
-        forces.set_ylabel("contribution to Δ‖w‖² per step")
+        forces.set_ylabel("contribution to Δ‖w‖², mean per step")
         forces.set_title("Forces on the transmission weights (attention output, FFN)", pad=22)
         shares.set_ylim(-1, 1)
         shares.yaxis.set_major_formatter(PercentFormatter(1))
         shares.set_ylabel("share of the absolute budget")
-        shares.set_xlabel("optimizer step   (thin: single steps; thick: mean over 5 % of the run)")
+        shares.set_xlabel(
+            "optimizer step   (thin: mean of the steps of a record; thick: over 5 % of the run)"
+        )
         figure.legend(loc="outside lower center", ncols=4)
         for axes in (forces, shares):
             axes.axhline(0, color="black", linewidth=0.6)
-            shade_phases(axes, step, series, named=axes is forces)
+            shade_phases(axes, step, sums, named=axes is forces)
         figure.savefig(path)
 
 
@@ -111,9 +115,17 @@ def draw_roles(axes: Axes, records: pa.Table, colours: dict[str, str]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def per_step(sums: wk.ForceBudget) -> wk.ForceBudget:
+    """The forces of one step in the mean of each record, [T], whatever lies between two records."""
+    steps = np.maximum(sums.steps, 1)  # where nothing moved the forces are 0
+    forces = ("alignment", "injection", "decay", "coupling")
+    return replace(sums, **{force: getattr(sums, force) / steps for force in forces})
+
+
 def rms(series: wk.ForceBudget) -> np.ndarray:
-    """σ before each recorded step, [T]."""
-    return np.sqrt(series.norm_sq / series.numel)
+    """σ after the last step of each record, [T]."""
+    after = series.norm_sq + series.predicted_change + series.rounding
+    return np.sqrt(after / series.numel)
 
 
 def shade_phases(axes: Axes, step: np.ndarray, series: wk.ForceBudget, *, named: bool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 from pictures import draw_forces, draw_sigma
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,7 +13,7 @@ from text import library_source
 from torch import Tensor
 from training import Run, Settings, train
 
-from weibull_kernels.records import ParquetSink, read_records
+from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.report import budget_table, phase_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,9 +83,10 @@ def demonstrate(settings: Settings, out: Path) -> None:
     if run.last_budget is None or records.num_rows == 0:
         print("stopped before the first record")
         return
-    print(f"\nThe budget of step {run.step}\n\n{budget_table(run.last_budget)}\n")
+    print(f"\nThe budget of the last record\n\n{budget_table(run.last_budget)}\n")
     print(f"The budget of the run by role and phase\n\n{phase_table(records)}\n")
     say_timing(run)
+    say_closure(run, records)
     draw_forces(records, out / "forces.png")
     draw_sigma(records, out / "sigma.png")
     print(f"written: {records_path}, {out / 'forces.png'}, {out / 'sigma.png'}")
@@ -104,18 +106,20 @@ def train_with_bar(settings: Settings, source: Tensor, sink: ParquetSink | None)
 
 
 def say_timing(run: Run) -> None:
-    """The closure of the budget and what measuring costs."""
-    steps = max(run.step, 1)
-    step_ms = 1e3 * run.training.seconds / steps
-    print(f"training    {step_ms:.1f} ms a step")
-    if run.last_budget is None:
-        return
-    forces_ms = 1e3 * run.measuring.seconds / steps
-    print(f"wk.forces   {forces_ms:.2f} ms a step, {100 * forces_ms / step_ms:.2f} % of the training")
-    print(
-        f"closure     |predicted − measured Δ‖w‖²| at most {run.closure.of_budget:.1e} of the absolute budget"
-    )
-    print(f"            and {run.closure.of_bound:.2f} of what the rounding of single entries may leave")
+    """What training costs, and draining and writing the ledger."""
+    training, recording = (1e3 * clock.seconds / max(run.step, 1) for clock in (run.training, run.recording))
+    print(f"training    {training:.1f} ms a step")
+    if run.last_budget is not None:
+        print(f"recording   {recording:.2f} ms a step, {100 * recording / training:.2f} % of the training")
+
+
+def say_closure(run: Run, records: pa.Table) -> None:
+    """What rounding did to ‖w‖² over the run, and what forces and rounding together leave open."""
+    _, whole = force_series(records)
+    rounding, closure = whole.rounding.sum() / whole.absolute.sum(), run.closure
+    print(f"rounding    measured Δ‖w‖² − forces: {rounding:+.1e} of the absolute budget of the run")
+    print(f"            and in a record at most {closure.of_bound:.2f} of what float32 entries may lose")
+    print(f"closure     |forces + rounding − Δ‖w‖²| at most {closure.of_budget:.1e} of the absolute budget")
 
 
 if __name__ == "__main__":

@@ -81,38 +81,43 @@ class Settings:
         return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * along)) / 2
 
 
-def make_optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
+def make_optimizer(model: torch.nn.Module, settings: Settings) -> wk.AdamW:
+    """AdamW, with a ledger where forces are wanted; matrices decay, norms and biases do not."""
     matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim > 1]
     vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim == 1]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS)
+    return wk.AdamW(groups, lr=settings.lr, betas=BETAS, ledger=settings.forces)
 
 
 @dataclass
 class Closure:
-    """How well the budget closes: the largest residue |predicted − measured| of Δ‖w‖² so far.
+    """How well the budget closes, by the squared norms in float64 before and after each interval.
 
-    Measured are the squared norms before and after the step, in float64. A correct budget leaves
-    only the rounding of single entries: 1e-6·(|alignment|+|injection|+|decay|) + 16·r·√Σw⁴.
+    The largest residue so far, with rounding and without.
     """
 
     of_budget: float = 0.0
-    """Summed over the tensors, relative to the absolute budget."""
-    of_bound: float = 0.0
-    """Of the worst tensor, relative to that bound: at most 1."""
+    """|forces + rounding − measured Δ‖w‖²| over the tensors, relative to the absolute budget.
 
-    def add(self, budget: wk.ForceBudget, before: Tensor, weights: list[Tensor]) -> None:
-        """Judge one step by `norms_sq(weights)` before it and the weights after it."""
-        residue = (budget.predicted_change - (norms_sq(weights) - before)).abs()
+    Both sides are float64, so that nothing but its own rounding is left.
+    """
+    of_bound: float = 0.0
+    """|forces − measured Δ‖w‖²| of the worst tensor, relative to what the rounding of single
+    float32 entries may leave, 1e-5·(|alignment|+|injection|+|decay|) + 40·r·√steps·√Σw⁴: at most 1.
+    """
+
+    def add(self, budget: wk.ForceBudget, measured: Tensor, weights: list[Tensor]) -> None:
+        """Judge one interval by the measured change of ‖w‖², [P], and the weights after it."""
+        residue = (budget.predicted_change - measured).abs()
         fourth = torch.stack([weight.detach().double().pow(4).sum() for weight in weights])
-        bound = 1e-6 * budget.absolute + 16 * ROUNDING * fourth.sqrt()
+        bound = 1e-5 * budget.absolute + 40 * ROUNDING * (budget.steps * fourth).sqrt()
         # A tensor of zeros that stays so has a bound of 0 and nothing to judge.
         of_bound = torch.where((residue == 0) & (bound == 0), 0.0, residue / bound).max()
-        self.of_budget = _worse(self.of_budget, (residue.sum() / budget.absolute.sum()).item())
+        unexplained = (budget.predicted_change + budget.rounding - measured).abs().sum()
+        self.of_budget = _worse(self.of_budget, (unexplained / budget.absolute.sum()).item())
         self.of_bound = _worse(self.of_bound, of_bound.item())
 
 
@@ -151,7 +156,7 @@ class Run:
 
     model: torch.nn.Module
     training: Stopwatch
-    measuring: Stopwatch
+    recording: Stopwatch
     closure: Closure = field(default_factory=Closure)
     last_budget: wk.ForceBudget | None = None
     step: int = 0
@@ -164,10 +169,11 @@ def train(
     sink: ParquetSink | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Run:
-    """Train on the bytes of `text`; measure every step, record every `settings.every`-th and the last.
+    """Train on the bytes of `text`; drain the ledger every `settings.every` steps and after the last.
 
-    `report` is called with the step and its loss as often as that. Ctrl-C ends the run early and
-    in order. Measuring changes nothing: without `settings.forces` the weights are the same bits.
+    Each record is the exact sum over the steps since the one before. `report` is called with the
+    step and its loss as often as that. Ctrl-C ends the run early and in order. Measuring changes
+    nothing: without `settings.forces` the weights are the same bits.
     """
     device = settings.torch_device()
     torch.manual_seed(settings.seed)
@@ -176,7 +182,8 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: settings.lr_factor(done + 1))
     places = torch.Generator().manual_seed(settings.seed)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    run = Run(model, training=Stopwatch(device), measuring=Stopwatch(device))
+    run = Run(model, training=Stopwatch(device), recording=Stopwatch(device))
+    before = norms_sq(weights)
     try:
         for step in range(1, settings.steps + 1):
             recorded = step % settings.every == 0 or step == settings.steps
@@ -187,17 +194,16 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            before = norms_sq(weights) if recorded and settings.forces else None
-            with run.training:
                 optimizer.step()
-            if settings.forces:
-                with run.measuring:
-                    run.last_budget = wk.forces(optimizer)
-            if run.last_budget is not None and before is not None:
-                run.closure.add(run.last_budget, before, weights)
-                if sink is not None:
-                    tokens_seen = step * settings.batch * settings.context
-                    sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **rates(optimizer))
+            if recorded and settings.forces:
+                with run.recording:
+                    run.last_budget = optimizer.ledger.drain()
+                    if sink is not None:
+                        tokens_seen = step * settings.batch * settings.context
+                        sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **rates(optimizer))
+                after = norms_sq(weights)
+                run.closure.add(run.last_budget, after - before, weights)
+                before = after
             scheduler.step()
             run.step = step
             if report is not None and recorded:

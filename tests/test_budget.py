@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import weibull_kernels as wk
 from weibull_kernels import ForceBudget
+from weibull_kernels.columns import on_host
 
 FORCES = ("alignment", "injection", "decay", "coupling")
 
@@ -280,3 +281,40 @@ def test_shares_and_statistics_have_tables_too():
     assert frame.name.tolist() == ["w"]
     assert "histogram" not in frame
     assert budget.weights.to_dict()["histogram"].sum() == 3
+
+
+def test_columns_come_from_a_device_in_one_copy(monkeypatch):
+    copies, cpu = [], torch.Tensor.cpu
+    budget = wk.forces(torch.optim.AdamW([("w", torch.nn.Parameter(torch.randn(3)))]), histogram=True)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor) or cpu(tensor))
+    columns = budget.to_dict()
+    assert len(copies) == 1
+    assert columns["steps"].dtype == columns["numel"].dtype == np.int64
+    assert columns["alignment"].dtype == np.float64
+    budget.weights.to_dict()
+    assert len(copies) == 3  # the histogram by itself
+
+
+def test_columns_of_every_kind_arrive_as_they_are():
+    """Of several widths, one and no entries, with strides, on the host already."""
+    whole = torch.arange(12, dtype=torch.float64).reshape(4, 3)
+    columns = {
+        "count": torch.tensor([2**53 + 1, -1]),
+        "single": torch.tensor([0.1, 0.2, 0.3]),
+        "strided": whole[:, 1],
+        "one of a row": whole[:1, 2],
+        "expanded": torch.tensor(1.5, dtype=torch.float64).expand(3),
+        "flag": torch.tensor([True, False, True]),
+        "number": torch.tensor(2.5, dtype=torch.float64, requires_grad=True),
+        "empty": torch.empty(0, dtype=torch.int64),
+        "matrix": whole,
+        "array": np.array([1, 2], dtype=np.int32),
+        "plain": 3,
+    }
+    arrived = on_host(columns)
+    assert list(arrived) == list(columns)
+    for name, column in columns.items():
+        expected = column.detach().numpy() if isinstance(column, torch.Tensor) else np.asarray(column)
+        assert arrived[name].dtype == expected.dtype, name
+        assert arrived[name].shape == expected.shape, name
+        assert arrived[name].tolist() == expected.tolist(), name

@@ -1,4 +1,8 @@
+import math
+
 import neox
+import numpy as np
+import pictures
 import pytest
 import text
 import torch
@@ -7,7 +11,7 @@ import training
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
-from weibull_kernels.records import ParquetSink, read_records, run_metadata
+from weibull_kernels.records import ParquetSink, force_series, read_records, run_metadata
 
 TINY = {
     "steps": 6,
@@ -41,7 +45,7 @@ def test_the_demo_leaves_records_and_pictures(tmp_path):
     assert run_metadata(records)["run"]["width"] == 32
     for picture in ("forces.png", "sigma.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n")
-    for said in ("transmission", "wk.forces", "closure", "balance"):
+    for said in ("sums over 2 steps", "transmission", "balance", "recording", "rounding", "closure"):
         assert said in result.output
     assert command(out).exit_code == 0  # a second time over the first
 
@@ -50,6 +54,7 @@ def test_the_budget_closes(source, tmp_path):
     with ParquetSink(tmp_path / "run.parquet") as sink:
         run = training.train(training.Settings(**TINY | {"steps": 20}), source, sink)
     assert 0 < run.closure.of_bound <= 1
+    assert 0 < run.closure.of_budget <= 1e-10
     records = read_records(tmp_path / "run.parquet").to_pandas()
     names = [name for name, _ in run.model.named_parameters()]
     assert set(records["name"]) == set(names)
@@ -59,18 +64,94 @@ def test_the_budget_closes(source, tmp_path):
         assert last[name] == pytest.approx(weight.detach().double().square().sum().item(), rel=1e-12)
 
 
+def recorded(source, path, **options):
+    with ParquetSink(path) as sink:
+        run = training.train(training.Settings(**TINY | {"steps": 7} | options), source, sink)
+    return run, read_records(path)
+
+
+def test_the_records_are_exact_sums_over_the_run(source, tmp_path):
+    """However far they lie apart, the last one after a shorter interval than the others."""
+    torch.manual_seed(0)
+    untrained = neox.GPTNeoXForCausalLM(text.VOCABULARY, TINY["width"], TINY["layers"], TINY["heads"])
+    sums = {}
+    for every in (1, 3, 7):
+        run, records = recorded(source, tmp_path / f"{every}.parquet", every=every)
+        frame = records.to_pandas().groupby("name")
+        assert (frame["steps"].sum() == 7).all()
+        sums[every] = frame[["alignment", "injection", "decay", "coupling", "rounding"]].sum()
+        assert (sums[every]["rounding"] != 0).all()
+        for (name, start), weight in zip(untrained.named_parameters(), run.model.parameters(), strict=True):
+            before, after = (w.detach().double().square().sum().item() for w in (start, weight))
+            assert sums[every].loc[name].sum() == pytest.approx(after - before, rel=0, abs=1e-12 * after)
+            # The same training, cut into other intervals.
+            once = sums[1].loc[name].to_numpy()
+            assert sums[every].loc[name].to_numpy() == pytest.approx(once, rel=0, abs=1e-12 * after)
+    step, series = force_series(read_records(tmp_path / "3.parquet"))
+    assert step.tolist() == [3, 6, 7]
+    assert series.steps.tolist() == [3, 3, 1]
+
+
+def test_closure_by_hand():
+    """A tensor over four steps, forces 2 − 1, rounding 1e-6, √Σw⁴ = 5; and one that made no step."""
+    columns = {"injection": [0.0, 0.0], "decay": [-1.0, 0.0], "coupling": [0.0, 0.0], "norm_sq": [7.0, 0.0]}
+    budget = wk.ForceBudget(
+        torch.tensor([2.0, 0.0], dtype=torch.float64),
+        **{name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()},
+        rounding=torch.tensor([1e-6, 0.0], dtype=torch.float64),
+        steps=torch.tensor([4, 0]),
+    )
+    weights = [torch.tensor([3.0, 4.0], dtype=torch.float64).sqrt(), torch.zeros(2)]
+    closure = training.Closure()
+    closure.add(budget, torch.tensor([1 + 4e-6, 0.0], dtype=torch.float64), weights)
+    assert closure.of_budget == pytest.approx(3e-6 / 3, rel=1e-6)
+    assert closure.of_bound == pytest.approx(4e-6 / (3e-5 + 40 * 2**-24 * 2 * 5), rel=1e-6)
+    worst = closure.of_bound
+    closure.add(budget, torch.tensor([1 + 1e-6, 0.0], dtype=torch.float64), weights)
+    assert closure.of_bound == worst  # a better interval does not hide a worse one
+    closure.add(budget, torch.tensor([1 + 1e-6, 1e-9], dtype=torch.float64), weights)
+    assert closure.of_bound == math.inf  # nothing booked, yet something moved
+    closure.of_budget = 0.0
+    closure.add(budget, torch.tensor([math.nan, 0.0], dtype=torch.float64), weights)
+    assert closure.of_budget == math.inf
+
+
+def test_pictures_show_one_step_whatever_the_interval():
+    column = np.array([10.0, 4.0, 0.0])
+    sums = wk.ForceBudget(
+        2 * column, column, -column, 0.1 * column, column + 1, 0 * column, steps=np.array([5, 2, 0])
+    )
+    series = pictures.per_step(sums)
+    assert series.alignment.tolist() == [4, 4, 0]
+    assert series.injection.tolist() == [2, 2, 0]
+    assert series.decay.tolist() == [-2, -2, 0]
+    assert series.coupling == pytest.approx([0.2, 0.2, 0])
+    assert series.norm_sq.tolist() == [11, 5, 1]
+
+
+def test_sigma_is_that_after_a_record(source, tmp_path):
+    run, records = recorded(source, tmp_path / "run.parquet", every=3)
+    sigma = pictures.rms(force_series(records, "head")[1])
+    weight = run.model.embed_out.weight.detach().double()
+    assert sigma[-1] == pytest.approx(weight.square().mean().sqrt().item(), rel=1e-12)
+
+
 def test_measuring_leaves_the_weights_the_same_bits(source):
     runs = [training.train(training.Settings(**TINY, forces=forces), source) for forces in (True, False)]
     states = [run.model.state_dict() for run in runs]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert runs[1].last_budget is None
+    assert runs[1].recording.seconds == 0
+    with pytest.raises(RuntimeError, match="keeps no ledger"):
+        _ = training.make_optimizer(runs[1].model, training.Settings(forces=False)).ledger
 
 
 def test_the_demo_without_forces_only_trains(tmp_path):
     arguments = [f"--{name}={value}" for name, value in TINY.items()]
     result = CliRunner().invoke(demo.app, [*arguments, "--no-forces", f"--out={tmp_path / 'none'}"])
     assert result.exit_code == 0, result.output
-    assert "wk.forces" not in result.output
+    assert "training" in result.output
+    assert "recording" not in result.output
     assert not (tmp_path / "none").exists()
 
 

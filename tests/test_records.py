@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,14 +12,15 @@ import torch
 import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink, force_series, read_records, run_metadata
 
+FORCES = ("alignment", "injection", "decay", "coupling")
 NAMES = ("layers.0.mlp.up_proj.weight", "layers.0.self_attn.o_proj.weight", "lm_head.weight")
 
 
-def budget(step=1, names=NAMES, seed=0):
+def budget(step=1, names=NAMES, seed=0, **columns):
     random = np.random.default_rng(seed)
     rows = len(names) if names else 3
     update, update_sq, norm_sq = random.normal(size=rows), random.random(rows), 1 + random.random(rows)
-    return wk.ForceBudget.from_sums(
+    one_step = wk.ForceBudget.from_sums(
         torch.tensor(update),
         torch.tensor(update_sq),
         torch.tensor(norm_sq),
@@ -29,6 +31,7 @@ def budget(step=1, names=NAMES, seed=0):
         step=torch.full((rows,), step),
         names=names,
     )
+    return dataclasses.replace(one_step, **columns)
 
 
 @pytest.fixture
@@ -52,7 +55,8 @@ def trained():
 
 
 def test_what_is_written_is_read_bit_for_bit(path):
-    written = [budget(step, seed=step) for step in (1, 2)]
+    rounding = torch.tensor([1e-9, -2e-9, 3e-300], dtype=torch.float64)
+    written = [budget(step, seed=step, rounding=step * rounding) for step in (1, 2)]
     with ParquetSink(path) as sink:
         for step, one in enumerate(written, 1):
             sink.write(10 * step, one, loss=torch.tensor(2.5), lr=[0.1, 0.2, 0.3])
@@ -60,7 +64,7 @@ def test_what_is_written_is_read_bit_for_bit(path):
     assert records["step"].to_pylist() == [10] * 3 + [20] * 3
     assert records["name"].to_pylist() == list(NAMES) * 2
     assert records["role"].to_pylist() == ["ffn", "attention_output", "head"] * 2
-    for column in ("alignment", "injection", "decay", "coupling", "norm_sq", "numel", "steps"):
+    for column in (*FORCES, "rounding", "norm_sq", "numel", "steps"):
         expected = torch.cat([getattr(one, column) for one in written]).tolist()
         assert records[column].to_pylist() == expected, column
     assert records["optimizer_step"].to_pylist() == [1] * 3 + [2] * 3
@@ -82,9 +86,36 @@ def test_without_statistics_they_are_null_and_the_norm_after_is_predicted(path):
     with ParquetSink(path) as sink:
         sink.write(1, budget())
     records = read_records(path)
-    assert records["max_abs"].null_count == records["zero_count"].null_count == 3
+    for column in ("max_abs", "zero_count", "rounding"):
+        assert records[column].null_count == 3
     after = budget().norm_sq + budget().predicted_change
     assert records["norm_sq_after"].to_pylist() == after.tolist()
+
+
+def test_where_rounding_is_known_the_norm_after_has_it(path):
+    with ParquetSink(path) as sink:
+        sink.write(1, budget(rounding=torch.full((3,), 0.5, dtype=torch.float64)))
+    after = budget().norm_sq + budget().predicted_change + 0.5
+    assert read_records(path)["norm_sq_after"].to_pylist() == pytest.approx(after.tolist(), rel=1e-15)
+
+
+def test_scalars_of_any_kind(path):
+    loss = torch.tensor(2.5, dtype=torch.bfloat16, requires_grad=True)
+    with ParquetSink(path) as sink:
+        sink.write(1, budget(), loss=loss, tokens=7, lr=[torch.tensor(0.5), 0.25, 1], seen=np.float32(3))
+    records = read_records(path)
+    assert records["loss"].to_pylist() == [2.5] * 3
+    assert records["tokens"].to_pylist() == [7.0] * 3
+    assert records["lr"].to_pylist() == [0.5, 0.25, 1.0]
+    assert records["seen"].to_pylist() == [3.0] * 3
+
+
+def test_a_write_copies_from_the_device_once(path, trained, monkeypatch):
+    measured, copies, cpu = trained(), [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor) or cpu(tensor))
+    with ParquetSink(path) as sink:
+        sink.write(1, measured, loss=torch.tensor(1.0))
+    assert len(copies) == 1
 
 
 def test_a_budget_of_plain_numbers_is_one_row_without_a_name(path):
@@ -117,12 +148,106 @@ def test_rows_that_did_not_move_by_their_own_account_stay_zero(path, trained):
     assert read_records(path)["steps"].to_pylist() == [1, 1, 1, 1]
 
 
+@pytest.fixture
+def booked():
+    """A model of two layers and its ledger, to be stepped through one of them or both."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 2))
+    optimizer = wk.AdamW(model.named_parameters(), lr=0.1, weight_decay=0.1)
+
+    def steps(count, layers=(0, 1)):
+        for _ in range(count):
+            optimizer.zero_grad()
+            for layer in layers:
+                part = model[layer]
+                part(torch.randn(4, part.in_features)).square().sum().backward()
+            optimizer.step()
+
+    return model, optimizer.ledger, steps
+
+
+def norms_sq(model):
+    return torch.stack([p.detach().double().square().sum() for p in model.parameters()])
+
+
+def test_drained_intervals_sum_to_the_change_of_the_run(path, booked):
+    model, ledger, steps = booked
+    start, before, drained = norms_sq(model), norms_sq(model), []
+    with ParquetSink(path) as sink:
+        for step, count in enumerate((3, 1, 4), 1):
+            steps(count)
+            drained.append(ledger.drain())
+            sink.write(step, drained[-1])
+            change = drained[-1].predicted_change + drained[-1].rounding
+            torch.testing.assert_close(change, norms_sq(model) - before, rtol=1e-10, atol=1e-13)
+            before = norms_sq(model)
+    records = read_records(path).to_pandas()
+    sums = records.groupby("name", sort=False)[[*FORCES, "rounding", "steps"]].sum()
+    assert (sums["steps"] == 8).all()
+    assert (sums["rounding"] != 0).all()
+    change = sums[[*FORCES, "rounding"]].sum(axis=1).to_numpy()
+    assert change == pytest.approx((norms_sq(model) - start).tolist(), rel=1e-10, abs=1e-13)
+    assert records["rounding"].tolist() == torch.cat([one.rounding for one in drained]).tolist()
+    assert records["steps"].tolist() == [3] * 4 + [1] * 4 + [4] * 4
+
+
+def test_a_drain_in_which_a_tensor_made_no_step_books_nothing(path, booked):
+    model, ledger, steps = booked
+    with ParquetSink(path) as sink:
+        steps(2)
+        sink.write(1, ledger.drain())
+        steps(3, layers=[0])
+        sink.write(2, ledger.drain())
+        sink.write(3, ledger.drain())  # no step at all
+        steps(1)
+        sink.write(4, ledger.drain())
+    records = read_records(path).to_pandas().set_index(["step", "name"])
+    still = records.loc[
+        [(2, "1.weight"), (2, "1.bias"), *((3, name) for name, _ in model.named_parameters())]
+    ]
+    assert (still[[*FORCES, "rounding", "steps"]] == 0).all(axis=None)
+    assert (still["norm_sq"] == still["norm_sq_after"]).all()
+    assert records.loc[(2, "1.weight"), "norm_sq"] == records.loc[(1, "1.weight"), "norm_sq_after"]
+    assert records["steps"].unstack()[["0.weight", "1.weight"]].to_numpy().T.tolist() == [
+        [2, 3, 0, 1],
+        [2, 0, 0, 1],
+    ]
+    assert records.loc[4, "norm_sq_after"].tolist() == pytest.approx(norms_sq(model).tolist(), rel=1e-12)
+
+
+def test_a_drained_budget_goes_into_two_sinks_whole_and_into_one_once(path, booked):
+    _, ledger, steps = booked
+    steps(3)
+    drained = ledger.drain()
+    with ParquetSink(path) as one, ParquetSink(path.with_name("other.parquet")) as other:
+        for sink, step in ((one, 1), (other, 1), (one, 2)):
+            sink.write(step, drained)
+    assert read_records(path)["steps"].to_pylist() == [3] * 4 + [0] * 4
+    rounding = read_records(path)["rounding"].to_pylist()
+    assert rounding == drained.rounding.tolist() + [0.0] * 4
+    assert read_records(path.with_name("other.parquet"))["rounding"].to_pylist() == rounding[:4]
+
+
+def test_a_file_of_the_first_format_is_read_without_rounding(path):
+    with ParquetSink(path) as sink:
+        sink.write(1, budget(rounding=torch.ones(3, dtype=torch.float64)), loss=1.0)
+    old = pq.read_table(path).drop_columns(["rounding"])
+    pq.write_table(old, path)
+    records = read_records(path)
+    assert records["rounding"].type == pa.float64()
+    assert records["rounding"].to_pylist() == [None] * 3
+    assert records["alignment"].to_pylist() == budget().alignment.tolist()
+    assert force_series(records)[1].rounding is None
+    assert "rounding" not in wk.phase_table(records)
+
+
 def test_the_run_is_described_in_the_file(path):
     with ParquetSink(path, {"seed": 3, "betas": [0.9, 0.95]}) as sink:
         sink.write(1, budget())
     described = run_metadata(read_records(path))
     assert described["run"] == {"seed": 3, "betas": [0.9, 0.95]}
     assert described["torch"] == torch.__version__
+    assert described["format"] == 2
     assert {"format", "weibull_kernels", "python", "machine", "started"} <= described.keys()
     assert json.loads(pq.read_schema(path).metadata[b"weibull_kernels"]) == described
 
@@ -245,5 +370,21 @@ def test_series_sum_over_the_tensors_of_a_role(path):
     assert series.numel.tolist() == [3, 3]
     _, everything = force_series(read_records(path))
     assert everything.norm_sq == pytest.approx([float(budget(s, seed=s).norm_sq.sum()) for s in (1, 2)])
+    assert everything.rounding is None
     with pytest.raises(ValueError, match="no record has the role qkv; there are"):
         force_series(read_records(path), "qkv")
+
+
+def test_series_of_intervals(path):
+    rounding = torch.tensor([0.25, 0.5, 8.0], dtype=torch.float64)
+    with ParquetSink(path) as sink:
+        sink.write(5, budget(5, rounding=rounding, steps=torch.tensor([5, 4, 5])))
+        sink.write(7, budget(7, rounding=-rounding, steps=torch.tensor([2, 1, 2])))
+        sink.write(8, budget(8))  # by wk.forces, that measures no rounding
+    records = read_records(path)
+    step, series = force_series(records, *wk.TRANSMISSION)
+    assert step.tolist() == [5, 7, 8]
+    assert series.steps.tolist() == [5, 2, 1]
+    assert series.rounding[:2].tolist() == [0.75, -0.75]
+    assert np.isnan(series.rounding[2])
+    assert force_series(records)[1].rounding[0] == 8.75

@@ -47,6 +47,54 @@ def test_the_table_is_plain_text_of_one_width():
     assert str(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3])) == text
 
 
+def test_rounding_is_shown_where_it_is_measured():
+    """Absolute budgets 2, 4, 0, 4: rounding of 30 % of bfloat16's size and 1e-7 of float32's."""
+    rounding = np.array([-4e-9, 1.2, 0, 0.0])
+    text = budget_table(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3], rounding=rounding))
+    table = cells(text)
+    assert "rounding %" in text
+    assert table["head"][5:] == ["-50.0", "-2.0e-07", "-1.00e-09", "0.20000", "holds"]
+    # The change that was measured: (3 − 1 + 1.2)/8.
+    assert table["ffn"][4:8] == ["+0.0", "-25.0", "+30.0", "+4.00e-01"]
+    assert table["attention_output"][6] == "+0.0"
+    assert table["all"][6] == "+12.0"
+    assert "rounding" not in budget_table(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3]))
+
+
+def test_the_direction_is_that_of_the_measured_change():
+    one = wk.ForceBudget(1.0, 0.0, -0.5, 0.0, norm_sq=4.0, rounding=-0.4)
+    assert cells(str(one))["all"][-1] == "holds"
+    assert cells(str(wk.ForceBudget(1.0, 0.0, -0.5, 0.0, norm_sq=4.0)))["all"][-1] == "grows"
+    assert cells(str(wk.ForceBudget(1.0, 0.0, -0.5, 0.0, 4.0, rounding=-0.7)))["all"][-1] == "shrinks"
+    still = wk.ForceBudget(0.0, 0.0, 0.0, 0.0, norm_sq=4.0, rounding=0.0)
+    assert cells(str(still))["all"][3:7] == ["–", "–", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([5, 5, 5, 5], "sums over 5 steps of each tensor"),
+        ([5, 0, 5, 3], "sums over 0 to 5 steps of each tensor"),
+        ([1, 1, 0, 1], None),
+        ([0, 0, 0, 0], None),
+    ],
+)
+def test_how_many_steps_are_covered(steps, said):
+    text = budget_table(budget(NAMES, [1, 3, 0, 1], [-1, -1, 0, -3], steps=np.array(steps)))
+    assert (text.splitlines()[-1] == said) if said else "sums" not in text
+
+
+def test_the_largest_table_is_whole():
+    zero = np.zeros(4)
+    numel = np.full(4, 10**12)
+    forces = wk.ForceBudget(zero + 1, zero, -zero, zero, zero + 4, zero - 1e-9, numel, names=NAMES)
+    text = budget_table(forces)
+    assert max(map(len, text.splitlines())) <= 120
+    for whole in ("4,000,000,000,000", "alignment %", "-1.0e-07", "direction"):
+        assert whole in text
+    assert "attention_output" in "".join(line.split()[0] for line in text.splitlines() if line.strip())
+
+
 def test_no_transmission_row_where_there_are_no_such_weights():
     assert "transmission" not in budget_table(budget(("a.bias", "b.bias"), [1, 1], [0, 0]))
 
@@ -78,29 +126,44 @@ def test_a_measured_budget_of_torch_tensors():
     assert set(cells(budget_table(wk.forces(optimizer)))) >= {"other", "bias", "all"}
 
 
-@pytest.fixture
-def records(tmp_path):
+def of_a_run(path, rounding=None):
     """A head in balance throughout; an FFN that rises for 50 steps, holds for 30 and relaxes for 20."""
     names = ("embed_out.weight", "layers.0.mlp.a.weight")
     alignment = np.repeat([3, 1, 1], [50, 30, 20])
     decay = np.repeat([-1, -1, -3], [50, 30, 20])
-    with ParquetSink(tmp_path / "run.parquet") as sink:
+    with ParquetSink(path) as sink:
         for row in range(100):
-            forces = budget(names, [1, alignment[row]], [-1, decay[row]], step=np.full(2, row + 1))
-            sink.write(row + 1, forces)
-    return read_records(tmp_path / "run.parquet")
+            more = {"step": np.full(2, row + 1), "rounding": rounding}
+            sink.write(row + 1, budget(names, [1, alignment[row]], [-1, decay[row]], **more))
+    return read_records(path)
+
+
+@pytest.fixture
+def records(tmp_path):
+    return of_a_run(tmp_path / "run.parquet")
 
 
 def test_by_role_and_phase(records):
     lines = [line.split() for line in phase_table(records).splitlines() if line.strip()][2:]
     # role, phase, from, of run, alignment, injection, decay, net, σ; the role is said once. The average
-    # over five records carries each phase two records into the next.
+    # over five records carries each phase two records into the next. σ is that after the last record.
     assert lines[0][:4] == ["ffn", "rise", "1", "52"]
     assert lines[1][:3] == ["balance", "53", "26"]
-    assert lines[2] == ["relaxation", "79", "22", "+26.2", "+0.0", "-73.8", "-47.6", "0.20000"]
+    assert lines[2] == ["relaxation", "79", "22", "+26.2", "+0.0", "-73.8", "-47.6", "0.14142"]
     assert lines[3][:4] == ["head", "balance", "1", "100"]
     assert lines[3][4:] == ["+50.0", "+0.0", "-50.0", "+0.0", "0.20000"]
     assert [line[0] for line in lines[4:] if len(line) > 8] == ["transmission", "all"]
+
+
+def test_by_role_and_phase_with_rounding(tmp_path):
+    text = phase_table(of_a_run(tmp_path / "run.parquet", rounding=np.array([0.5, -4e-9])))
+    lines = [line.split() for line in text.splitlines() if line.strip()][2:]
+    # In the rise the absolute budget is 4 fifty times and 2 twice, in the relaxation 2 and then 4.
+    assert lines[0][7:] == ["-1.0e-07", "+49.0", "0.20000"]
+    assert lines[2][3:] == ["+26.2", "+0.0", "-73.8", "-1.0e-07", "-47.6", "0.14142"]
+    assert lines[3][4:] == ["+50.0", "+0.0", "-50.0", "+25.0", "+0.0", "0.21213"]
+    assert "rounding %" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_no_records_make_no_table(records):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import find_kernel, frames_to_the_caller
+from .dispatch import find_kernel, frames_to_the_caller, require_backend
 from .ledger import Ledger, require_ledger
 from .optimizers import name_at, parameters_of, require_plain
 from .plan import MOMENTS, StepPlan
@@ -76,18 +76,12 @@ class AdamW(torch.optim.AdamW):
         ledger: bool = True,
         backend: str | None = None,
     ) -> None:
-        for name, value, wanted in (
-            ("foreach", foreach, (None, False)),
-            ("fused", fused, (None, True)),
-            ("differentiable", differentiable, (False,)),
-        ):
-            if value not in wanted:
-                raise ValueError(
-                    f"{name} must be {' or '.join(map(str, wanted))}, got {value!r}: wk.AdamW has one "
-                    "implementation, the fused one; leave it unset, or use torch.optim.AdamW with wk.forces()"
-                )
         if state_dtype not in (None, torch.float32):
             raise ValueError(f"state_dtype must be torch.float32 or None, got {state_dtype!r}")
+        if foreach or differentiable or fused is False:
+            raise _other_implementation(foreach=foreach, differentiable=differentiable, fused=fused)
+        if backend is not None:
+            require_backend(backend)
         self.state_dtype = state_dtype
         self.backend = backend
         self._ledger = Ledger(self) if ledger else None
@@ -109,10 +103,10 @@ class AdamW(torch.optim.AdamW):
         """The ledger of the steps.
 
         Raises:
-            RuntimeError: the optimizer was made with ledger=False.
+            AttributeError: the optimizer was made with ledger=False.
         """
         if self._ledger is None:
-            raise RuntimeError("this optimizer keeps no ledger; make it with wk.AdamW(..., ledger=True)")
+            raise AttributeError("this optimizer keeps no ledger; make it with wk.AdamW(..., ledger=True)")
         return self._ledger
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,6 +114,9 @@ class AdamW(torch.optim.AdamW):
         super().add_param_group(param_group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
+            if group["foreach"] or group["differentiable"] or group["fused"] is False:
+                asked = {name: group[name] for name in ("foreach", "differentiable", "fused")}
+                raise _other_implementation(**asked)
             for position, parameter in enumerate(group["params"]):
                 require_plain(name_at(group, index, position), parameter)
             if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
@@ -151,10 +148,11 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._ledger is not None:
-            self._ledger.open()
         if self._plan is None or not self._plan.holds():
-            self._plan = StepPlan(self, self._begin)
+            plan = StepPlan(self, self._begin)
+            if self._ledger is not None:
+                self._ledger.open()
+            self._plan = plan
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for device, tensors, now in self._plan.steps(self._table, *scaler):
             find_kernel("adamw", self.backend, device)(tensors, now)
@@ -199,7 +197,7 @@ class AdamW(torch.optim.AdamW):
         loaded: dict[str, Any] = {}
 
         def prepare(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            # Runs after the user's own hooks. How torch made its steps is no matter here.
+            # How torch made its steps is no matter here.
             ours = {"fused": True, "foreach": None, "differentiable": False}
             loaded.update(saved, param_groups=[{**group, **ours} for group in saved["param_groups"]])
             if "ledger" in loaded:
@@ -207,12 +205,21 @@ class AdamW(torch.optim.AdamW):
                 require_ledger(loaded["ledger"], sum(len(group["params"]) for group in saved["param_groups"]))
             return dict(loaded)
 
-        handle = self.register_load_state_dict_pre_hook(prepare)
+        # Between the user's own hooks before and after.
+        handles = (
+            self.register_load_state_dict_pre_hook(prepare),
+            self.register_load_state_dict_post_hook(lambda _: self._restore(loaded), prepend=True),
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def _restore(self, loaded: Mapping[str, Any]) -> None:
+        """What torch's loading leaves out: moments in `state_dtype`, and the ledger."""
         self._restore_moments(loaded)
+        self._plan = None
         if self._ledger is None:
             if "ledger" in loaded:
                 warnings.warn(
@@ -239,3 +246,11 @@ class AdamW(torch.optim.AdamW):
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("state_dtype", "backend", "_ledger")}
         return {**super().__getstate__(), **own, "_plan": None}
+
+
+def _other_implementation(**asked: bool | None) -> ValueError:
+    settings = ", ".join(f"{name}={value}" for name, value in asked.items())
+    return ValueError(
+        f"wk.AdamW has one implementation, the fused one, and was asked for {settings}; leave these unset, "
+        "or use torch.optim.AdamW with wk.forces()"
+    )

@@ -207,6 +207,7 @@ class ForceBudget(Columns):
             alignment=self.alignment * (1 - lost * one) + 2 * self.injection,
             decay=self.decay * (1 - one) - 2 * lost * after * one,
             coupling=self.coupling * 0,
+            rounding=None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -114,6 +114,12 @@ def frames_to_the_caller() -> int:
     return level
 
 
+def require_backend(name: str) -> None:
+    """Raises a ValueError if there is no backend of this name."""
+    if name not in _names():
+        raise ValueError(f"backend must be one of {', '.join(_names())} or None, got {name!r}")
+
+
 def find_kernel(operation: str, backend: str | None, device: torch.device) -> Callable[..., Sums]:
     """The function that does `operation` on tensors of `device`.
 
@@ -125,8 +131,7 @@ def find_kernel(operation: str, backend: str | None, device: torch.device) -> Ca
     """
     if backend is None:
         return _kernel(operation, _default_backend(device.type))
-    if backend not in _names():
-        raise ValueError(f"backend must be one of {', '.join(_names())} or None, got {backend!r}")
+    require_backend(backend)
     found = _backend(backend)
     if not found.available:
         raise RuntimeError(f"backend '{backend}' cannot run: {found.reason}")

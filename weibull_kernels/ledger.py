@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +36,8 @@ class Ledger:
 
     def __init__(self, optimizer: AdamW) -> None:
         self._optimizer = optimizer
-        self._homes: list[torch.device] = []  # of each parameter, in the order of the groups
+        self._parameters: list[Tensor] = []  # whose rows there are, in the order of the groups
+        self._homes: list[torch.device] = []  # where each of them was
         self._tables: dict[torch.device, Tensor] = {}  # float64 [P, 14]; rows at home elsewhere stay 0
 
     def drain(self) -> ForceBudget:
@@ -94,20 +96,25 @@ class Ledger:
     def open(self) -> None:
         """Gives a row to every parameter that has none yet, with the weights as they are.
 
-        The optimizer does so before it steps.
+        Parameters keep theirs wherever they move; of those that left the optimizer there is none.
         """
-        if len(self._homes) == sum(len(group["params"]) for group in self._optimizer.param_groups):
-            return
         parameters = parameters_of(self._optimizer)
-        opened, self._homes = len(self._homes), [parameter.device for parameter in parameters]
-        for device in set(self._homes):
-            new = [place for place in range(opened, len(parameters)) if self._homes[place] == device]
-            table = torch.zeros(len(parameters), len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
-            if device in self._tables:
-                table[: len(self._tables[device])] = self._tables[device]
+        homes = [parameter.device for parameter in parameters]
+        if homes == self._homes and all(map(is_, parameters, self._parameters)):
+            return
+        place_of = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        before = self._gathered()
+        self._tables = {device: _rows(len(parameters), device) for device in dict.fromkeys(homes)}
+        for device, table in self._tables.items():
+            here = [place for place, home in enumerate(homes) if home == device]
+            new = [place for place in here if id(parameters[place]) not in place_of]
+            old = [place for place in here if id(parameters[place]) in place_of]
             if new:
                 table[_index(new, device)] = _opening([parameters[place] for place in new], self._optimizer)
-            self._tables[device] = table
+            if old:
+                kept = before[_index([place_of[id(parameters[place])] for place in old], before.device)]
+                table[_index(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
+        self._parameters, self._homes = parameters, homes
 
     def table(self, device: torch.device) -> Tensor:
         """The rows of the parameters on `device`, float64 [P, 14] by `LEDGER_COLUMNS`: steps write there."""
@@ -123,10 +130,11 @@ class Ledger:
         Raises:
             ValueError: it is that of other parameters, or of an unknown format.
         """
-        homes = [parameter.device for parameter in parameters_of(self._optimizer)]
+        parameters = parameters_of(self._optimizer)
+        homes = [parameter.device for parameter in parameters]
         require_ledger(saved, rows=len(homes))
-        self._homes, self._tables = homes, {}
-        for device in set(homes):
+        self._parameters, self._homes, self._tables = parameters, homes, {}
+        for device in dict.fromkeys(homes):
             rows = saved["rows"].to(device, torch.float64, copy=True)
             away = [place for place, home in enumerate(homes) if home != device]
             if away:
@@ -135,13 +143,16 @@ class Ledger:
 
     def clear(self) -> None:
         """Forgets everything; the next step opens new rows."""
-        self._homes, self._tables = [], {}
+        self._parameters, self._homes, self._tables = [], [], {}
 
     def _rows(self) -> Tensor:
         """A copy of all rows, [P, 14], on the first device that is not a CPU."""
         self.open()
+        return self._gathered()
+
+    def _gathered(self) -> Tensor:
         if not self._tables:
-            return torch.zeros(0, len(LEDGER_COLUMNS), dtype=torch.float64)
+            return _rows(0, torch.device("cpu"))
         home = next((device for device in self._homes if device.type != "cpu"), self._homes[0])
         rows = self._tables[home].clone()
         for device, table in self._tables.items():
@@ -150,6 +161,10 @@ class Ledger:
                 moved = table[_index(places, device)].to(home, non_blocking=home.type != "cpu")
                 rows[_index(places, home)] = moved
         return rows
+
+
+def _rows(count: int, device: torch.device) -> Tensor:
+    return torch.zeros(count, len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
 
 
 def require_ledger(saved: Mapping[str, Any], rows: int) -> None:

@@ -305,7 +305,7 @@ def _row(
 def require_plain(name: str, tensor: Tensor) -> None:
     """Raises a TypeError that says why the kernels cannot read the memory of a tensor, if they cannot."""
     if not _is_plain(tensor):
-        raise _not_plain(name, tensor)
+        raise _not_plain(f"'{name}'", tensor)
 
 
 def fits(tensor: Tensor, weight: Tensor) -> bool:
@@ -334,21 +334,21 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _not_plain(name: str, tensor: Tensor) -> TypeError:
+def _not_plain(what: str, tensor: Tensor) -> TypeError:
     kind = type(tensor)
     if kind not in _PLAIN:
         return TypeError(
-            f"'{name}' is a {kind.__module__}.{kind.__qualname__}; forces() reads plain torch tensors, "
+            f"{what} is a {kind.__module__}.{kind.__qualname__}; the kernels read plain torch tensors, "
             "so gather a sharded or wrapped parameter first"
         )
     if tensor.layout != torch.strided:
         return TypeError(
-            f"'{name}' has layout {tensor.layout}; forces() needs a dense tensor: call .to_dense()"
+            f"{what} has layout {tensor.layout}; the kernels need a dense tensor: call .to_dense()"
         )
     if tensor.dtype not in _DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-        return TypeError(f"'{name}' has dtype {tensor.dtype}; forces() takes {known}")
-    return TypeError(f"'{name}' is on the meta device and has no entries; materialise it first")
+        return TypeError(f"{what} has dtype {tensor.dtype}; the kernels take {known}")
+    return TypeError(f"{what} is on the meta device and has no entries; materialise it first")
 
 
 def column(values: Iterable[float | Tensor], device: torch.device) -> Tensor:

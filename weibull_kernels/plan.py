@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ from .optimizers import column, fits, misfit, name_at, settings_of
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 _State = dict[str, Any]
+_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
 
 
 class StepPlan:
@@ -47,7 +48,8 @@ class StepPlan:
                 state = _checked(name_at(group, index, position), weight, optimizer.state[weight], group)
                 by_device.setdefault(weight.device, []).append(_Row(weight, *state, index, place))
         self._batches = [_batch(device, rows) for device, rows in by_device.items()]
-        self._held = self._present()
+        self._tensors = self._present_tensors()
+        self._facts = self._present_facts()
 
     def holds(self) -> bool:
         """Whether the same tensors are to be stepped and none has moved.
@@ -55,11 +57,11 @@ class StepPlan:
         It looks at all of them, since a tensor may be given other memory without a word
         (`weight.data = …`), but at no entry.
         """
-        present = self._present()
+        tensors = self._present_tensors()
         return (
-            len(present.tensors) == len(self._held.tensors)
-            and all(map(is_, present.tensors, self._held.tensors))
-            and present.facts == self._held.facts
+            len(tensors) == len(self._tensors)
+            and all(map(is_, tensors, self._tensors))
+            and self._present_facts() == self._facts
         )
 
     def steps(
@@ -84,28 +86,22 @@ class StepPlan:
                 ),
             )
 
-    def _present(self) -> _Present:
+    def _present_tensors(self) -> list[Any]:
+        """The weights that have gradients, and their states."""
         groups, state = self._optimizer.param_groups, self._optimizer.state
         weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
-        grads: list[Any] = [weight.grad for weight in weights]
         states = [state[weight] for weight in weights]
-        held = [found.get(name) for name in ("step", *MOMENTS) for found in states]
-        tensors: list[Tensor | None] = [*weights, *held]
-        return _Present(
-            tensors,
-            facts=[
-                [(len(group["params"]), group["amsgrad"]) for group in groups],
-                [tensor.data_ptr() for tensor in tensors if tensor is not None],
-                [(grad.numel(), grad.dtype, grad.layout) for grad in grads],
-            ],
-        )
+        return [*weights, *(found.get(name) for name in ("step", *MOMENTS) for found in states)]
 
-
-class _Present(NamedTuple):
-    """The weights that have gradients and their states; where they lie and what the gradients are."""
-
-    tensors: list[Tensor | None]
-    facts: list[list[Any]]
+    def _present_facts(self) -> list[list[Any]]:
+        """Where those of the plan lie and how, what their gradients are, and how the groups are cut."""
+        tensors: list[Any] = [tensor for tensor in self._tensors if tensor is not None]
+        grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.tensors.weights]
+        return [
+            *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, Tensor.stride, _DTYPE)),
+            *([*map(fact, grads)] for fact in (Tensor.numel, _DTYPE, _LAYOUT)),
+            [(len(group["params"]), group["amsgrad"]) for group in self._optimizer.param_groups],
+        ]
 
 
 class _Row(NamedTuple):

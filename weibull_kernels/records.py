@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from .budget import Array, ForceBudget
+from .columns import on_host
 from .roles import roles_of
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had no column `rounding`
 _KEY = b"weibull_kernels"
 _ROWS_PER_GROUP = 100_000
 
@@ -31,7 +31,7 @@ _TEXT = ("name", "role")
 _COLUMNS = (
     *("step", "name", "role"),
     *_FORCES,
-    *("norm_sq", "norm_sq_after", "numel", "steps", "optimizer_step"),
+    *("rounding", "norm_sq", "norm_sq_after", "numel", "steps", "optimizer_step"),
     *_STATISTICS,
 )
 
@@ -40,15 +40,21 @@ class ParquetSink:
     """Writes force budgets to one Parquet file, one row per call and tensor.
 
     Columns: `step` as given to `write`; `name` and `role` of the tensor; `alignment`,
-    `injection`, `decay`, `coupling`, signed, and `norm_sq`, ‖w‖² before the step, all of the
-    budget; `norm_sq_after`, ‖w‖² after it; `numel`; `steps`, how many optimizer steps the row
+    `injection`, `decay`, `coupling`, signed sums over the steps of the budget; `rounding`, the
+    measured Δ‖w‖² minus those four; `norm_sq`, ‖w‖² before the first of the steps;
+    `norm_sq_after`, ‖w‖² after the last; `numel`; `steps`, how many optimizer steps the row
     covers; `optimizer_step`, the optimizer's own count after them; `log_sum`, `log_sq_sum`,
-    `max_abs`, `zero_count`, `non_finite_count` of the weights after the step, null where the
-    budget has none; then the scalars given to the first `write`, float64.
+    `max_abs`, `zero_count`, `non_finite_count` of the weights after the last step; then the
+    scalars given to the first `write`, float64. Null is what the budget does not have.
 
     No step is booked twice. A row whose optimizer step is the one written last (a gradient
     scaler skipped the step, the tensor had no gradient) is written with zero force and
     `steps` 0, so that sums over the file are sums over the steps it covers.
+
+    Records therefore take `wk.forces` after every step, or what `optimizer.ledger.drain()`
+    returns, one interval after the other. A `peek()` begins at the last drain every time: two of
+    them in one interval would book its first steps twice. One drained budget may go to several
+    sinks; a drain for each would leave every one of them a part of the steps.
 
     A Parquet file cannot be read before its end is written. So rows go first to
     `<path>.part`, an Arrow stream that `read_records(path)` reads as well, even where the run
@@ -96,11 +102,11 @@ class ParquetSink:
     def write(self, step: int, budget: ForceBudget, **scalars: Array) -> None:
         """Add the rows of one budget and hand them to the operating system.
 
-        All columns come from the device in one copy, which waits for it.
+        All columns come from the device in one copy; this waits for it.
 
         Args:
             step: of the training loop.
-            budget: of P tensors.
+            budget: of P tensors, over steps that none before it covers.
             scalars: such as `loss` or `lr`: a number or one-entry tensor for all rows, or
                 [P], one per row. The first call decides which there are.
 
@@ -144,7 +150,8 @@ class ParquetSink:
 def read_records(path: str | os.PathLike[str]) -> pa.Table:
     """The records that a `ParquetSink` wrote, as a pyarrow table; `.to_pandas()` makes a frame of it.
 
-    Where the run still writes, or was killed, these are the rows written so far.
+    Where the run still writes, or was killed, these are the rows written so far. In files of
+    versions that did not know of it, `rounding` is null.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -166,6 +173,8 @@ def read_records(path: str | os.PathLike[str]) -> pa.Table:
         raise ValueError(
             f"{found} is not a record file of ParquetSink: its metadata has no 'weibull_kernels'"
         )
+    if "rounding" not in table.column_names:  # format 1
+        table = table.append_column("rounding", pa.nulls(table.num_rows, pa.float64()))
     if missing := [column for column in _COLUMNS if column not in table.column_names]:
         raise ValueError(f"{found} lacks the columns {missing}; read the file as ParquetSink wrote it")
     return table
@@ -184,9 +193,11 @@ def force_series(records: pa.Table, *roles: str) -> tuple[np.ndarray, ForceBudge
         roles: which, such as `*TRANSMISSION`; every tensor if none is given.
 
     Returns:
-        The recorded steps, int64 [T], ascending, and a budget whose rows are those steps,
-        numpy [T]: forces, `norm_sq` and `numel` are sums over the tensors, `steps` the most
-        that one of them made.
+        The recorded steps, int64 [T], ascending, and a budget whose rows are those records,
+        numpy [T]: forces, `rounding`, `norm_sq` and `numel` are sums over the tensors, `steps` the
+        most that one of them made. A record covers the steps since the one before: forces over
+        `steps` are those of one step. `rounding` is None where no record has any, NaN in those
+        that lack it for some tensor.
 
     Raises:
         ValueError: no tensor has one of the roles.
@@ -202,7 +213,9 @@ def force_series(records: pa.Table, *roles: str) -> tuple[np.ndarray, ForceBudge
 
     steps = np.zeros(len(step), dtype=np.int64)
     np.maximum.at(steps, row, records["steps"].to_numpy()[chosen])
-    sums = {name: summed(name) for name in (*_FORCES, "norm_sq", "numel")}
+    sums = {name: summed(name) for name in (*_FORCES, "rounding", "norm_sq", "numel")}
+    if records["rounding"].null_count == records.num_rows:
+        sums["rounding"] = None
     return step, ForceBudget(**sums, steps=steps)
 
 
@@ -232,31 +245,23 @@ def _schema(scalars: tuple[str, ...], metadata: dict[bytes, bytes]) -> pa.Schema
 
 
 def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[str, Any]:
-    """Every column that is known, float64 [P] on the host, in one copy from a device."""
-    columns = {name: getattr(budget, name) for name in (*_FORCES, "norm_sq", "numel", "steps")}
+    """Every column that is known, [P] on the host."""
+    fields = (*_FORCES, "rounding", "norm_sq", "numel", "steps")
+    columns = {name: getattr(budget, name) for name in fields}
     columns["optimizer_step"] = budget.step
     if budget.weights is None:
-        columns["norm_sq_after"] = budget.norm_sq + budget.predicted_change
+        change = budget.predicted_change + (0 if budget.rounding is None else budget.rounding)
+        columns["norm_sq_after"] = budget.norm_sq + change
     else:
         columns["norm_sq_after"] = budget.weights.norm_sq
         columns |= {name: getattr(budget.weights, name) for name in _STATISTICS}
-    columns |= scalars
-    known = {name: _as_tensor(value) for name, value in columns.items() if value is not None}
-    shape = (max(column.numel() for column in known.values()),)
-    sizes = {name: tuple(column.shape) for name, column in known.items() if column.numel() not in (1, *shape)}
-    if sizes:
-        raise ValueError(f"columns must have one entry per tensor, {shape[0]}, or a single one, got {sizes}")
-    on_host: dict[str, Any] = {}
-    for device in {column.device for column in known.values()}:
-        there = {name: column for name, column in known.items() if column.device == device}
-        # Counts are exact in float64 up to 2⁵³.
-        stacked = torch.stack([column.double().reshape(-1).expand(shape) for column in there.values()])
-        on_host |= zip(there, stacked.cpu().numpy(), strict=True)
-    return on_host
-
-
-def _as_tensor(value: Array) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    # A loss may be bfloat16, which numpy does not know, and a list may hold tensors.
+    columns |= {name: torch.as_tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+    known = on_host({name: column for name, column in columns.items() if column is not None})
+    rows = max(column.size for column in known.values())
+    if sizes := {name: column.shape for name, column in known.items() if column.size not in (1, rows)}:
+        raise ValueError(f"columns must have one entry per tensor, {rows}, or a single one, got {sizes}")
+    return {name: np.broadcast_to(column.reshape(-1), rows) for name, column in known.items()}
 
 
 def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[tuple[int, str], int]) -> None:
@@ -266,16 +271,15 @@ def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[tup
     counts = columns["optimizer_step"].tolist()
     rows = list(enumerate(names))  # two tensors may have the same name
     again = np.array([booked.get(row) == count for row, count in zip(rows, counts, strict=True)])
-    for column in (*_FORCES, "steps"):
-        columns[column] = np.where(again, 0, columns[column])
+    for column in (*_FORCES, "rounding", "steps"):
+        if column in columns:
+            columns[column] = np.where(again, 0, columns[column])
     columns["norm_sq"] = np.where(again, columns["norm_sq_after"], columns["norm_sq"])
     booked.update(zip(rows, counts, strict=True))
 
 
 def _arrow(column: Any, kind: pa.DataType, rows: int) -> pa.Array:
-    if column is None:
-        return pa.nulls(rows, kind)
-    return pa.array(column.astype(np.int64) if kind == pa.int64() else column, kind)
+    return pa.nulls(rows, kind) if column is None else pa.array(column, kind)
 
 
 def _part(path: Path) -> Path:

@@ -26,22 +26,24 @@ def budget_table(budget: ForceBudget) -> str:
 
     A row for each role that occurs, in the order of `ROLES`, one for transmission (attention
     output and FFN matrices) and one for all; a single row where there is one tensor or no
-    names. The forces are signed shares of the absolute budget in per cent; Δ‖w‖² is the net
-    change; σ = √(‖w‖²/n) is that before the step; the direction is "holds" where the net force
-    is within a tenth of the absolute budget. Waits for the device.
+    names. The forces are signed shares of the absolute budget in per cent, and so is `rounding`
+    where the budget has it; Δ‖w‖² is the change that all of them make; σ = √(‖w‖²/n) is that
+    before the first step; the direction is "holds" where the change is within a tenth of the
+    absolute budget. Where the budget covers several steps, a line below says how many. Waits for
+    the device.
     """
-    table = _table(
-        "role", "tensors", "entries", "alignment %", "injection %", "decay %", "Δ‖w‖²/‖w‖²", "σ", "direction"
-    )
     budget = _flat(budget)
+    shares = _SHARES[: 3 if budget.rounding is None else 4]
+    table = _table("role", "tensors", "entries", *shares, "Δ‖w‖²/‖w‖²", "σ", "direction")
     for label, rows in _groups(budget):
         if label == "transmission":
             table.add_section()
         part = _summed(budget, rows)
-        relative = f"{part.predicted_change / part.norm_sq:+.2e}" if part.norm_sq > 0 else _NOTHING
+        relative = f"{_change(part) / part.norm_sq:+.2e}" if part.norm_sq > 0 else _NOTHING
         entries = _NOTHING if part.numel is None else f"{part.numel:,.0f}"
-        table.add_row(label, str(len(rows)), entries, *_shares(part), relative, _rms(part), _direction(part))
-    return _plain(table)
+        sigma = _rms(part.norm_sq, part.numel)
+        table.add_row(label, str(len(rows)), entries, *_shares(part), relative, sigma, _direction(part))
+    return _plain(table) + _covered(budget.steps)
 
 
 def phase_table(records: pa.Table) -> str:
@@ -49,8 +51,9 @@ def phase_table(records: pa.Table) -> str:
 
     The phases are those of `find_phases`, for each role its own, in the order they first
     occur. The forces are those of the records in the phase, summed, as signed shares in per
-    cent of their absolute budget. `from` is the first step in the phase, `of run` the part of
-    the records in it (a phase that comes back is still one row), σ that of its last record.
+    cent of their absolute budget, and so are their net and, where the records have it, `rounding`.
+    `from` is the step of the first record in the phase, `of run` the part of the records in it (a
+    phase that comes back is still one row), σ that after its last record.
 
     Args:
         records: from `read_records`.
@@ -60,9 +63,8 @@ def phase_table(records: pa.Table) -> str:
     """
     if records.num_rows == 0:
         raise ValueError("there are no records to make a table of; was the sink ever written to?")
-    table = _table(
-        "role", "phase", "from", "of run %", "alignment %", "injection %", "decay %", "net %", "σ at end"
-    )
+    shares = _SHARES[: 3 if records["rounding"].null_count == records.num_rows else 4]
+    table = _table("role", "phase", "from", "of run %", *shares, "net %", "σ at end")
     present = _in_order(records["role"].to_pylist())
     groups: list[tuple[str, tuple[str, ...]]] = [(role, (role,)) for role in present]
     if set(present) & set(TRANSMISSION):
@@ -75,7 +77,8 @@ def phase_table(records: pa.Table) -> str:
             rows = np.flatnonzero(phases == phase)
             part = _summed(series, rows)
             net = _percent(part.predicted_change, part.absolute)
-            sigma = _rms(_summed(series, rows[-1:]))
+            last = _summed(series, rows[-1:])
+            sigma = _rms(last.norm_sq + _change(last), last.numel)
             of_run = f"{100 * len(rows) / len(step):.0f}"
             table.add_row(label, phase, str(step[rows[0]]), of_run, *_shares(part), net, sigma)
             label = ""  # said once
@@ -103,12 +106,13 @@ def _in_order(roles: Iterable[str]) -> list[str]:
     return [role for role in ROLES if role in present] + sorted(present - set(ROLES))
 
 
-_COLUMNS = ("alignment", "injection", "decay", "coupling", "norm_sq", "numel")
+_COLUMNS = ("alignment", "injection", "decay", "coupling", "rounding", "norm_sq", "numel")
+_SHARES = ("alignment %", "injection %", "decay %", "rounding %")
 
 
 def _flat(budget: ForceBudget) -> ForceBudget:
     """The columns that a table needs, numpy [P] whatever shapes they had."""
-    columns = {name: value for name, value in budget.to_dict().items() if name in _COLUMNS}
+    columns = {name: value for name, value in budget.to_dict().items() if name in (*_COLUMNS, "steps")}
     broadcast = np.broadcast_arrays(*columns.values())
     flat: dict[str, Any] = {name: np.ravel(b) for name, b in zip(columns, broadcast, strict=True)}
     return ForceBudget(**flat, names=budget.names, role_overrides=budget.role_overrides)
@@ -121,33 +125,55 @@ def _summed(budget: ForceBudget, rows: np.ndarray) -> ForceBudget:
 
 
 def _shares(total: ForceBudget) -> list[str]:
-    return [_percent(force, total.absolute) for force in (total.alignment, total.injection, total.decay)]
+    """Cells under `_SHARES`, three where there is no rounding."""
+    shares = [_percent(force, total.absolute) for force in (total.alignment, total.injection, total.decay)]
+    if total.rounding is None:
+        return shares
+    # Of bfloat16 weights a third of the budget, of float32 a billionth.
+    small = 0 < abs(total.rounding) < 1e-3 * total.absolute
+    return [*shares, _percent(total.rounding, total.absolute, "+.1e" if small else "+.1f")]
 
 
-def _percent(part: float, whole: float) -> str:
-    return _NOTHING if whole == 0 else f"{100 * part / whole:+.1f}"
+def _percent(part: float, whole: float, digits: str = "+.1f") -> str:
+    return _NOTHING if whole == 0 else format(100 * part / whole, digits)
 
 
-def _rms(total: ForceBudget) -> str:
-    return _NOTHING if total.numel is None else f"{np.sqrt(total.norm_sq / total.numel):.5f}"
+def _rms(norm_sq: float, numel: float | None) -> str:
+    return _NOTHING if numel is None else f"{np.sqrt(norm_sq / numel):.5f}"
+
+
+def _covered(steps: np.ndarray) -> str:
+    """A line that says over how many steps the forces are summed; none where it is one."""
+    least, most = (steps.min(), steps.max()) if len(steps) else (0, 0)
+    if most <= 1:
+        return ""
+    return f"\n\nsums over {most if least == most else f'{least} to {most}'} steps of each tensor"
+
+
+def _change(total: ForceBudget) -> float:
+    """Δ‖w‖²: the measured one where there is one."""
+    return float(total.predicted_change + (0 if total.rounding is None else total.rounding))
 
 
 def _direction(total: ForceBudget) -> str:
-    if not np.isfinite(total.predicted_change):
+    change = _change(total)
+    if not np.isfinite(change):
         return "undefined"
     if total.absolute == 0:
         return "at rest"
-    if abs(total.predicted_change) <= BALANCED * total.absolute:
+    if abs(change) <= BALANCED * total.absolute:
         return "holds"
-    return "grows" if total.predicted_change > 0 else "shrinks"
+    return "grows" if change > 0 else "shrinks"
 
 
 def _table(*headings: str) -> Table:
     """An empty table: words to the left, numbers to the right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
+        words = heading in ("role", "phase", "direction")
+        # Numbers are never cut; the name of a tensor takes a second line where it must.
         table.add_column(
-            heading, justify="left" if heading in ("role", "phase", "direction") else "right", no_wrap=True
+            heading, justify="left" if words else "right", no_wrap=heading != "role", overflow="fold"
         )
     return table
 

@@ -64,7 +64,7 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
 
 def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = None) -> None:
     """One step of AdamW on all tensors, booked in the ledger, by as many threads as torch is set to."""
-    with flat_to_step(tensors, step.grads) as (flat, grads):
+    with flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads):
         table = flat.prepared.get("cpu")
         if table is None:
             table = flat.prepared["cpu"] = _table(flat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,12 +35,12 @@ def flat_columns(rows: Rows) -> list[tuple[Tensor, Tensor | None, Tensor | None]
 
 @contextmanager
 def flat_to_step(
-    tensors: SteppedTensors, grads: Sequence[Tensor]
+    tensors: SteppedTensors, grads: Sequence[Tensor], *, unscales: bool
 ) -> Iterator[tuple[SteppedTensors, Sequence[Tensor]]]:
     """The same with the entries of a row in one order in memory, to be stepped in place.
 
     Where the orders differ, or a weight has gaps, these are copies, and what was written into them
-    is put where it belongs at the end.
+    is put where it belongs at the end. Gradients are written only where a scaler `unscales` them.
     """
     if "in_one_order" not in tensors.prepared:
         tensors.prepared["in_one_order"] = all(map(_in_one_order, *_columns(tensors)))
@@ -51,19 +51,30 @@ def flat_to_step(
 
     copied: list[tuple[Tensor, Tensor]] = []
 
-    def copy(tensor: Tensor | None) -> Any:
+    def copy(tensor: Tensor | None, *, written: bool = True) -> Any:
         if tensor is None:
             return None
-        copied.append((tensor, tensor.resolve_neg().clone(memory_format=torch.contiguous_format)))
-        return copied[-1][1]
+        alike = tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+        if written:
+            copied.append((tensor, alike))
+        return alike
 
+    flat_grads = [copy(grad, written=unscales) for grad in grads]
     flat = [[copy(tensor) for tensor in column] for column in _columns(tensors)]
-    yield (
-        SteppedTensors(flat[0], flat[1], flat[2], flat[3], tensors.counts, tensors.groups, tensors.places),
-        [copy(grad) for grad in grads],
-    )
-    for original, copy_ in copied:
-        original.copy_(copy_)
+    _require_writable(original for original, _ in copied)
+    rows = tensors.counts, tensors.groups, tensors.places
+    yield SteppedTensors(flat[0], flat[1], flat[2], flat[3], *rows), flat_grads
+    for original, alike in copied:
+        original.copy_(alike)
+
+
+def _require_writable(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise ValueError(
+                f"a tensor of shape {tuple(tensor.shape)} is expanded: its entries share memory, so it "
+                "cannot be written in place; make it .contiguous()"
+            )
 
 
 def _columns(tensors: SteppedTensors) -> tuple[Sequence[Any], ...]:

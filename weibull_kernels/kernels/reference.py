@@ -125,7 +125,7 @@ def adamw(tensors: SteppedTensors, step: Step) -> None:
             exp_avg_sq = torch.maximum(max_exp_avg_sq.double(), exp_avg_sq)
             max_exp_avg_sq.copy_(exp_avg_sq)
         u = update(exp_avg, exp_avg_sq, 1 - beta1**count, 1 - beta2**count, eps)
-        before = weight.double()
+        before = weight.double().clone()  # of float64 weights double() is the weight itself
         weight.copy_(decay_factor * before - lr * u)
         if step.ledger is not None:
             book(step.ledger[tensors.places[i]], before, u, weight.double(), lr, decay_factor, count)
