@@ -151,8 +151,31 @@ def host_cost(tensors: int, device: str) -> dict[str, Any]:
     return {"tensors": tensors, "ms": {"forces": spread([t["host_ms"] for t in times])}}
 
 
+def measure_steps(shapes: list[tuple[int, ...]], device: str, rounds: int) -> dict[str, Any]:
+    """`wk.AdamW` with its ledger and without against torch's fused step: checked, then timed in turns."""
+    import optimizers
+    from rounds import Rounds, spread
+
+    # Nobody runs the foreach step on a GPU, and the memory is needed.
+    made = optimizers.make(shapes, device, [name for name in optimizers.OPTIMIZERS if "foreach" not in name])
+    errors = optimizers.check(made)
+    turns = Rounds(
+        {key: optimizer.step for key, optimizer in made.items()},
+        cuda_clock if device == "cuda" else stand_in_clock,
+    )
+    for _ in range(rounds + 2):
+        turns.run()
+    # The first two rounds warm up.
+    clocks = ("device_ms", "host_ms", "wall_ms")
+    times = {clock: {key: turns.times[key][clock][2:] for key in made} for clock in clocks}
+    entry = optimizers.entry(made, times["device_ms"], errors)
+    for clock in clocks[1:]:
+        entry[clock] = {key: spread(values) for key, values in times[clock].items()}
+    return entry
+
+
 def run_benchmarks(device: str, lists: dict[str, list[tuple[int, ...]]], rounds: int) -> dict[str, Any]:
-    """Every list with and without the histogram, then the host's share."""
+    """Every list with and without the histogram, the host's share, then the steps of the optimizers."""
     import workloads
 
     entries = {}
@@ -168,7 +191,20 @@ def run_benchmarks(device: str, lists: dict[str, list[tuple[int, ...]]], rounds:
     host = {f"{tensors}-tensors": host_cost(tensors, device) for tensors in (300, 2000)}
     for name, entry in host.items():
         print(f"{name:22s} wk.forces on the host: {entry['ms']['forces']['median']:.3f} ms")
-    return {"lists": entries, "host": host}
+    steps = {}
+    for name, shapes in lists.items():
+        steps[name] = measure_steps(shapes, device, rounds)
+        print_steps(name, steps[name])
+    return {"lists": entries, "host": host, "adamw": steps}
+
+
+def print_steps(name: str, entry: dict[str, Any]) -> None:
+    """A line an optimizer."""
+    for key, found in entry["ms"].items():
+        beside = f", {entry['to_torch_fused'][key]['median']:.3f} ×" if key in entry["to_torch_fused"] else ""
+        host, wall = (entry[clock][key]["median"] for clock in ("host_ms", "wall_ms"))
+        median = found["median"]
+        print(f"{name:22s} {key:20s} {median:8.3f} ms{beside}; host {host:.3f} ms, wall {wall:.3f} ms")
 
 
 def save(measured: dict[str, Any]) -> None:

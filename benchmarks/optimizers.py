@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import workloads
+from rounds import ratio, spread
 
 import weibull_kernels as wk
 
@@ -19,20 +21,25 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.AdamW]] = {
     "ours without ledger": lambda parameters: wk.AdamW(parameters, ledger=False, **SETTINGS),
 }
 
+BYTES_PER_PARAMETER = 28
+"""Of a step in float32: weight and both moments read and written, the gradient read."""
+
 # Of max|w| after a few steps on the same gradients, and of the change of ‖w‖² in the ledger.
 WEIGHT_TOLERANCE, LEDGER_TOLERANCE = 1e-6, 1e-9
 
 
-def make(shapes: list[tuple[int, ...]], device: str = "cpu") -> dict[str, torch.optim.AdamW]:
-    """Each optimizer over a list of these shapes with gradients: the same numbers for all."""
+def make(
+    shapes: list[tuple[int, ...]], device: str = "cpu", names: Iterable[str] = OPTIMIZERS
+) -> dict[str, torch.optim.AdamW]:
+    """The named optimizers over a list of these shapes with gradients: the same numbers for all."""
     generator = torch.Generator(device).manual_seed(0)
     gradients = 1e-3 * torch.randn(1 << 20, generator=generator, device=device)
     made = {}
-    for name, optimizer in OPTIMIZERS.items():
+    for name in names:
         parameters = [torch.nn.Parameter(w) for w in workloads.make("steps", shapes, device).rows.weights]
         for parameter, gradient in zip(parameters, workloads.cut(gradients, shapes), strict=True):
             parameter.grad = gradient
-        made[name] = optimizer(parameters)
+        made[name] = OPTIMIZERS[name](parameters)
     return made
 
 
@@ -70,3 +77,30 @@ def check(optimizers: dict[str, torch.optim.AdamW], steps: int = 5) -> dict[str,
     apart = ((booked - (_norms_sq(ours) - before)).abs() / budget.absolute[filled]).max().item()
     assert apart <= LEDGER_TOLERANCE, f"the ledger is {apart} of the absolute budget from Δ‖w‖²"
     return {**found, "ledger": apart}
+
+
+def entry(
+    made: dict[str, torch.optim.AdamW], times: dict[str, list[float]], errors: dict[str, float]
+) -> dict[str, Any]:
+    """What is kept of one list; `times` are ms by round, ours and torch's fused step among them."""
+    weights = [w for group in made["ours"].param_groups for w in group["params"]]
+    numel = sum(w.numel() for w in weights)
+    ms = {key: spread(values) for key, values in times.items()}
+    return {
+        "tensors": len(weights),
+        "parameters": numel,
+        "bytes_per_parameter": BYTES_PER_PARAMETER,
+        "rounds": len(times["ours"]),
+        "ms": ms,
+        "gigabytes_per_second": {
+            key: round(BYTES_PER_PARAMETER * numel / 1e6 / found["median"], 2) for key, found in ms.items()
+        },
+        "nanoseconds_per_parameter": {
+            key: float(f"{found['median'] * 1e6 / numel:.3g}") for key, found in ms.items()
+        },
+        "to_torch_fused": {
+            key: ratio(values, times["torch fused"]) for key, values in times.items() if key != "torch fused"
+        },
+        "ledger_to_none": ratio(times["ours"], times["ours without ledger"]),
+        "errors": {key: float(f"{error:.2g}") for key, error in errors.items()},
+    }

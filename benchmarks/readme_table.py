@@ -77,7 +77,7 @@ def steps_table(results: list[dict[str, Any]]) -> str:
                 f"{entry['ms']['ours']['median']:.3g}",
                 f"{100 * (entry['ledger_to_none']['median'] - 1):+.0f} %",
                 f"**{to_fused['ours']['median']:.2f}**",
-                f"{to_fused['torch foreach']['median']:.2f}",
+                _times(to_fused.get("torch foreach")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

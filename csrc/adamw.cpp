@@ -22,7 +22,7 @@ StepNumbers numbers_of(const Hyperparameters& set, double step, const float* gra
     numbers.beta2 = set.beta2;
     numbers.scaled_eps = set.eps * std::sqrt(1 - std::pow(set.beta2, step));
     numbers.rate = set.lr * update_scale(set, step);
-    numbers.lost = 1 - set.decay_factor;
+    numbers.decay_factor = set.decay_factor;
     return numbers;
 }
 

@@ -43,8 +43,8 @@ struct StepNumbers {
     double beta1, beta2;
     double scaled_eps;  // ε·√(1−β₂ᵗ)
     double rate;        // η·√(1−β₂ᵗ)/(1−β₁ᵗ), of the raw update
-    double lost;        // 1 − c
-    bool unscales;      // the gradient is divided by grad_scale and written back so
+    double decay_factor;
+    bool unscales;  // the gradient is divided by grad_scale and written back so
 };
 
 // ⟨w,u⟩, ‖u‖² and ‖w‖² before the step, the rest after it; and Σ(w⁺−w)(w⁺+w), entry by entry.

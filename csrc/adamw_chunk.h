@@ -3,7 +3,7 @@
 // The numbers of `StepNumbers` as every lane needs them, rounded as torch's fused step rounds them.
 template <class T>
 struct StepLanes {
-    Lanes<T> grad_scale, sign, gain1, gain2, loss2, scaled_eps, rate, lost;
+    Lanes<T> grad_scale, sign, gain1, gain2, beta2, scaled_eps, rate, decay_factor;
     bool near_mean, unscales;
 
     WK_INLINE explicit StepLanes(const StepNumbers& n)
@@ -11,47 +11,77 @@ struct StepLanes {
           sign(T(n.sign)),
           gain1(T(1 - n.beta1)),
           gain2(T(1 - n.beta2)),
-          loss2(T(1) - T(n.beta2)),
+          beta2(T(n.beta2)),
           scaled_eps(T(n.scaled_eps)),
           rate(T(n.rate)),
-          lost(T(n.lost)),
+          decay_factor(T(n.decay_factor)),
           near_mean(1 - n.beta1 < 0.5),
           unscales(n.unscales) {}
+
+    // For lanes that only begin with entries. The others get an ε: without one, and with β₂ = 0, they
+    // would divide zero by zero.
+    WK_INLINE StepLanes filled_up_after(int64_t entries) const {
+        StepLanes filled = *this;
+        T eps[kLanes];
+        scaled_eps.store(eps);
+        for (int64_t i = entries; i < kLanes; ++i) eps[i] = T(1);
+        filled.scaled_eps = Lanes<T>::load(eps);
+        return filled;
+    }
 };
 
-// Steps a block in memory and keeps its weights of before. `max_exp_avg_sq` is null without amsgrad.
+// Where the columns of a block begin; `max_exp_avg_sq` is null without amsgrad.
 template <class T>
-WK_INLINE void step_block(Squares& squares, T* weight, T* grad, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
-                          T* before, int64_t count, const StepLanes<T>& n) {
+struct Entries {
+    T *weight, *grad, *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *before;
+
+    WK_INLINE Entries from(int64_t i) const {
+        return {
+            weight + i, grad + i, exp_avg + i, exp_avg_sq + i, max_exp_avg_sq ? max_exp_avg_sq + i : nullptr,
+            before + i};
+    }
+};
+
+// Steps `count` entries in memory, whole lanes, and keeps the weights of before.
+template <class T>
+WK_INLINE void step_lanes(Squares& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
     Squares sums = squares;  // in registers
     for (int64_t i = 0; i < count; i += kLanes) {
-        prefetch(weight + i);
-        prefetch(grad + i);
-        prefetch(exp_avg + i);
-        prefetch(exp_avg_sq + i);
-        Lanes<T> g = Lanes<T>::load(grad + i);
+        prefetch(at.weight + i);
+        prefetch(at.grad + i);
+        prefetch(at.exp_avg + i);
+        prefetch(at.exp_avg_sq + i);
+        Lanes<T> g = Lanes<T>::load(at.grad + i);
         if (n.unscales) {
             g = g / n.grad_scale;
-            g.store(grad + i);
+            g.store(at.grad + i);
         }
         g = g * n.sign;
-        const Lanes<T> m = lerp(Lanes<T>::load(exp_avg + i), g, n.gain1, n.near_mean);
-        const Lanes<T> v = multiply_add(n.gain2 * g, g, without(n.loss2, Lanes<T>::load(exp_avg_sq + i)));
-        m.store(exp_avg + i);
-        v.store(exp_avg_sq + i);
+        const Lanes<T> m = lerp(Lanes<T>::load(at.exp_avg + i), g, n.gain1, n.near_mean);
+        const Lanes<T> v = multiply_add(n.gain2 * g, g, n.beta2 * Lanes<T>::load(at.exp_avg_sq + i));
+        m.store(at.exp_avg + i);
+        v.store(at.exp_avg_sq + i);
         Lanes<T> largest = v;
-        if (max_exp_avg_sq) {
-            prefetch(max_exp_avg_sq + i);
-            largest = maximum(Lanes<T>::load(max_exp_avg_sq + i), v);
-            largest.store(max_exp_avg_sq + i);
+        if (at.max_exp_avg_sq) {
+            prefetch(at.max_exp_avg_sq + i);
+            largest = maximum(Lanes<T>::load(at.max_exp_avg_sq + i), v);
+            largest.store(at.max_exp_avg_sq + i);
         }
         const Lanes<T> u = raw_update(m, largest, n.scaled_eps);
-        const Lanes<T> w = Lanes<T>::load(weight + i);
-        w.store(before + i);
+        const Lanes<T> w = Lanes<T>::load(at.weight + i);
+        w.store(at.before + i);
         sums.add(to_double(w), to_double(u));
-        multiply_add(negated(n.rate), u, without(n.lost, w)).store(weight + i);
+        multiply_add(negated(n.rate), u, n.decay_factor * w).store(at.weight + i);
     }
     squares = sums;
+}
+
+// The same for any `count`, the last lanes filled up.
+template <class T>
+WK_INLINE void step_block(Squares& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
+    const int64_t rest = count % kLanes, whole = count - rest;
+    if (whole) step_lanes(squares, at, whole, n);
+    if (rest) step_lanes(squares, at.from(whole), kLanes, n.filled_up_after(rest));
 }
 
 // Adds (w⁺−w)(w⁺+w): what the step, its rounding included, did to ‖w‖².
@@ -80,8 +110,9 @@ StepSums step_chunk_as(const Stepped& tensor, const StepNumbers& numbers, int64_
         exp_avg.open(tensor.exp_avg, at, count, T(0));
         exp_avg_sq.open(tensor.exp_avg_sq, at, count, T(1));
         if (amsgrad) max_exp_avg_sq.open(tensor.max_exp_avg_sq, at, count, T(1));
-        step_block(running.squares, weight.entries, grad.entries, exp_avg.entries, exp_avg_sq.entries,
-                   max_exp_avg_sq.entries, before, count, lanes);
+        const Entries<T> entries{weight.entries,     grad.entries,           exp_avg.entries,
+                                 exp_avg_sq.entries, max_exp_avg_sq.entries, before};
+        step_block(running.squares, entries, count, lanes);
         weight.close(tensor.weight, at, count);
         if (lanes.unscales) grad.close(tensor.grad, at, count);
         exp_avg.close(tensor.exp_avg, at, count);

@@ -11,13 +11,6 @@ WK_INLINE X raw_update(const X& exp_avg, const X& exp_avg_sq, const X& scaled_ep
     return exp_avg / (square_root(exp_avg_sq) + scaled_eps);
 }
 
-// x with the fraction `loss` of it gone: (1−loss)·x. Given as the loss, a factor near 1 keeps the
-// digits that it would lose to the 1.
-template <class X>
-WK_INLINE X without(const X& loss, const X& x) {
-    return multiply_add(negated(loss), x, x);
-}
-
 // The running mean m + gain·(g − m), taken from the end that is nearer, so that a gain of 1 gives g.
 template <class X>
 WK_INLINE X lerp(const X& mean, const X& input, const X& gain, bool near_mean) {

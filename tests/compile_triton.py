@@ -3,11 +3,11 @@
 A program of its own, because a process that interprets the kernels cannot compile them.
 """
 
-import itertools
 import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from weibull_kernels.kernels import triton as backend
-from weibull_kernels.kernels import triton_language as kernels
+from weibull_kernels.kernels import triton_adamw, triton_language
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,9 +30,24 @@ DTYPES = {
     "fp64": (torch.float64,) * 3,
     "fp32 without moments": (torch.float32, None, None),
 }
+# Of weight, gradient, moments and largest second moment; what the step does besides.
+STEPS = {
+    "fp32": ((torch.float32,) * 4, {"ledger"}),
+    "fp32, no ledger": ((torch.float32,) * 4, set()),
+    "fp32, scaler": ((torch.float32,) * 4, {"ledger", "scaler"}),
+    "fp32, amsgrad": ((torch.float32,) * 5, {"ledger"}),
+    "bf16, fp32 moments": ((torch.bfloat16,) * 2 + (torch.float32,) * 2, {"ledger"}),
+    "bf16, scaler": ((torch.bfloat16,) * 4, {"ledger", "scaler"}),
+    "fp64": ((torch.float64,) * 4, {"ledger"}),
+}
 POINTERS = {
     "chunks_ptr": "*i64",
     "rows_ptr": "*i64",
+    "grads_ptr": "*i64",
+    "hyperparameters_ptr": "*fp64",
+    "grad_scale_ptr": "*fp32",
+    "found_inf_ptr": "*fp32",
+    "ledger_ptr": "*fp64",
     "bias_correction1_ptr": "*fp64",
     "bias_correction2_ptr": "*fp64",
     "eps_ptr": "*fp64",
@@ -43,14 +58,15 @@ POINTERS = {
 
 
 def compiled(kernel, constants, target):
+    """A kernel; pointers among the constants are those that are None."""
     names = kernel.arg_names
-    signature = {name: POINTERS.get(name, "constexpr") for name in names}
+    signature = {name: "constexpr" if name in constants else POINTERS[name] for name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
     return triton.compile(source, target=target, options=backend.LAUNCH)
 
 
-def local_bytes(cubin: bytes) -> int:
-    """Stack and local memory of a kernel on an NVIDIA GPU: spilled registers lie there."""
+def cubin_facts(cubin: bytes) -> dict:
+    """Registers of a thread, and its stack and local memory: spilled registers lie there."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -60,34 +76,54 @@ def local_bytes(cubin: bytes) -> int:
             text=True,
             check=True,
         ).stdout
-    sizes = re.findall(r"(?:STACK|LOCAL):(\d+)", usage)
-    assert len(sizes) == 2, f"cuobjdump speaks otherwise now: {usage}"
-    return sum(map(int, sizes))
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    assert found.keys() == {"REG", "STACK", "LOCAL"}, f"cuobjdump speaks otherwise now: {usage}"
+    return {"registers": found["REG"], "spilled_bytes": found["STACK"] + found["LOCAL"]}
 
 
 def facts(kernel) -> dict:
+    shared = {"rearrangements": kernel.asm["ttgir"].count("convert_layout")}
     if "ptx" in kernel.asm:
-        wide = re.findall(r"ld\.global\S*\.(?:v4\.b32|v2\.b64)", kernel.asm["ptx"])
-        return {"loads_of_16_bytes": len(wide), "spilled_bytes": local_bytes(kernel.asm["cubin"])}
+        wide = {
+            f"{what}s_of_16_bytes": len(
+                re.findall(rf"{code}\.global\S*\.(?:v4\.b32|v2\.b64)", kernel.asm["ptx"])
+            )
+            for what, code in (("load", "ld"), ("store", "st"))
+        }
+        return {**shared, **wide, **cubin_facts(kernel.asm["cubin"])}
     code = kernel.asm["amdgcn"]
     spills = re.findall(r"(?:vgpr_spill_count|sgpr_spill_count|ScratchSize):\s*(\d+)", code)
-    assert len(spills) == 3, "the assembly names its spills otherwise now"
-    return {
-        "loads_of_16_bytes": len(re.findall(r"(?:global|flat|buffer)_load_dwordx4", code)),
-        "spilled_bytes": sum(map(int, spills)),
+    registers = re.findall(r"\.vgpr_count:\s*(\d+)", code)
+    assert (len(spills), len(registers)) == (3, 1), "the assembly names its registers otherwise now"
+    wide = {
+        f"{what}s_of_16_bytes": len(re.findall(rf"(?:global|flat|buffer)_{what}_dwordx4", code))
+        for what in ("load", "store")
     }
+    return {**shared, **wide, "registers": int(registers[0]), "spilled_bytes": sum(map(int, spills))}
+
+
+def kernels(warp_size: int) -> Iterator[tuple]:
+    """Operation, name of the dtypes, kernel, constants."""
+    combine = {"CHUNK": backend.CHUNK, "BLOCK": backend.COMBINED}
+    for dtypes, columns in DTYPES.items():
+        for histogram in (False, True):
+            constants = backend.constants(columns, warp_size) | {"HAS_HISTOGRAM": histogram}
+            operation = "sums and histogram" if histogram else "sums"
+            yield operation, dtypes, triton_language.sum_chunks, constants
+    yield "combine", "fp64", triton_language.combine_chunks, combine
+    for dtypes, (columns, options) in STEPS.items():
+        absent = {} if "scaler" in options else {"grad_scale_ptr": None, "found_inf_ptr": None}
+        absent |= {} if "ledger" in options else {"partials_ptr": None}
+        padded = (*columns, *[None] * (5 - len(columns)))
+        yield "step", dtypes, triton_adamw.step_chunks, backend.step_constants(padded, warp_size) | absent
+    yield "finish", "fp64", triton_adamw.finish_steps, combine
 
 
 def main() -> None:
-    for (name, target), (dtypes, columns), histogram in itertools.product(
-        TARGETS.items(), DTYPES.items(), (False, True)
-    ):
-        constants = backend.constants(*columns, warp_size=target.warp_size) | {"HAS_HISTOGRAM": histogram}
-        kernel = compiled(kernels.sum_chunks, constants, target)
-        print(json.dumps({"target": name, "dtypes": dtypes, "histogram": histogram, **facts(kernel)}))
     for name, target in TARGETS.items():
-        kernel = compiled(kernels.combine_chunks, {"CHUNK": backend.CHUNK, "BLOCK": backend.COMBINED}, target)
-        print(json.dumps({"target": name, "dtypes": "combine", "histogram": False, **facts(kernel)}))
+        for operation, dtypes, kernel, constants in kernels(target.warp_size):
+            found = facts(compiled(kernel, constants, target))
+            print(json.dumps({"target": name, "operation": operation, "dtypes": dtypes, **found}))
 
 
 if __name__ == "__main__":

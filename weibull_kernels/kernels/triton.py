@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .interface import BINS, Rows, Sums
-from .memory import flat_columns, sent
+from .interface import BINS, Rows, Step, SteppedTensors, Sums
+from .memory import flat_columns, flat_to_step, sent
 
 try:
     import triton
@@ -29,13 +32,17 @@ CHUNK = 32768
 COUNT_BLOCK = 2048
 """Entries counted at a time: the on-chip window of the histogram is emptied after each."""
 
-COMBINED = 64
-"""Partial sums added at a time."""
+COMBINED = 256
+"""Partial sums added at a time: the combination is a chain of such reads, 100 of them for 8e8 entries."""
 
 # Fusion is pinned: its default changes between releases of Triton, and with it the last bits.
 LAUNCH = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 
-_COLUMNS = 8
+Dtypes = tuple[torch.dtype | None, ...]
+"""Of the columns that a kernel reads, in its order; None for a column that is not there."""
+
+# Columns of partial sums; a step has the change of ‖w‖² too.
+_COLUMNS, _STEP_COLUMNS = 8, 9
 _ALIGNMENT = 16
 
 
@@ -58,9 +65,28 @@ DEVICES = ("cuda", "cpu, interpreted") if _interpreted() else ("cuda",)
 def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     """Every sum of `interface.Sums`: a launch for each combination of dtypes, and one to combine."""
     device = rows.eps.device
-    # Triton launches on the current device, whatever device the tensors are on.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with _current(device):
         return _sums(rows, device, with_histogram)
+
+
+def adamw(tensors: SteppedTensors, step: Step) -> None:
+    """One step of AdamW: a launch for each combination of dtypes, and one that counts and books it.
+
+    Nothing waits for the device.
+    """
+    with (
+        _current(step.hyperparameters.device),
+        flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads),
+    ):
+        _adamw(flat, grads, step)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever device the tensors are on.
+
+    Interpreted, it calls NumPy, which would warn of the infinities and NaN that a GPU passes on.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else np.errstate(all="ignore")
 
 
 def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
@@ -80,7 +106,7 @@ def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
             rows.eps,
             partials,
             histogram,
-            **constants(*launch.dtypes, warp_size=64 if torch.version.hip else 32),
+            **constants(launch.dtypes, _warp_size()),
             HAS_HISTOGRAM=with_histogram,
             **LAUNCH,
         )
@@ -98,34 +124,93 @@ def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
     return Sums.from_columns(totals[:, :6], totals[:, 6:].long(), histogram if with_histogram else None)
 
 
-def constants(
-    weight: torch.dtype, exp_avg: torch.dtype | None, exp_avg_sq: torch.dtype | None, *, warp_size: int
-) -> dict[str, Any]:
-    """What `sum_chunks` is compiled for, given the dtypes it reads (None: no moments).
+def _adamw(tensors: SteppedTensors, grads: Sequence[Tensor], step: Step) -> None:
+    from . import triton_adamw as kernels
+
+    if not len(tensors):
+        return
+    tables = tensors.prepared.get("triton")
+    if tables is None:
+        tables = tensors.prepared["triton"] = StepTables(tensors, step.hyperparameters.device)
+    device, partials = tables.device, None
+    if step.ledger is not None:
+        partials = torch.empty(tables.partials, _STEP_COLUMNS, dtype=torch.float64, device=device)
+    addresses = tables.addresses(grads)
+    for launch in tables.launches(grads):
+        kernels.step_chunks[(launch.chunks.shape[0],)](
+            launch.chunks,
+            tables.rows,
+            addresses,
+            step.hyperparameters,
+            step.grad_scale,
+            step.found_inf,
+            partials,
+            **step_constants(launch.dtypes, _warp_size()),
+            **LAUNCH,
+        )
+    kernels.finish_steps[(len(tensors),)](
+        tables.rows,
+        step.hyperparameters,
+        step.found_inf,
+        partials,
+        step.ledger,
+        CHUNK=CHUNK,
+        BLOCK=COMBINED,
+        **LAUNCH,
+    )
+
+
+def _warp_size() -> int:
+    return 64 if torch.version.hip else 32
+
+
+def constants(dtypes: Dtypes, warp_size: int) -> dict[str, Any]:
+    """What `sum_chunks` is compiled for, given the dtypes of weight and moments (None: no moments).
 
     A block gives every thread 16 bytes of the narrowest column.
     """
-    import triton.language as tl
-
-    def of(dtype: torch.dtype | None) -> Any:
-        return getattr(tl, str(dtype or weight).removeprefix("torch."))
-
-    dtypes = [dtype for dtype in (weight, exp_avg, exp_avg_sq) if dtype is not None]
-    vector = _ALIGNMENT // min(dtype.itemsize for dtype in dtypes)
+    weight, exp_avg, exp_avg_sq = dtypes
     return {
-        "WEIGHT": of(weight),
-        "EXP_AVG": of(exp_avg),
-        "EXP_AVG_SQ": of(exp_avg_sq),
-        "ARITHMETIC": tl.float64 if torch.float64 in dtypes else tl.float32,
+        "WEIGHT": _named(weight),
+        "EXP_AVG": _named(exp_avg or weight),
+        "EXP_AVG_SQ": _named(exp_avg_sq or weight),
         "HAS_MOMENTS": exp_avg is not None,
-        "CHUNK": CHUNK,
-        "BLOCK": LAUNCH["num_warps"] * warp_size * vector,
-        "VECTOR": vector,
         "COUNT_BLOCK": COUNT_BLOCK,
+        **_sizes(dtypes, _ALIGNMENT // min(_itemsizes(dtypes)), warp_size),
     }
 
 
-Dtypes = tuple[torch.dtype, torch.dtype | None, torch.dtype | None]
+def step_constants(dtypes: Dtypes, warp_size: int) -> dict[str, Any]:
+    """What `step_chunks` is compiled for, given the dtypes of weight, gradient and moments.
+
+    The last, of the largest second moment, is None without amsgrad. A block gives every thread 16
+    bytes of the widest column: with more, what is stored there would be rearranged in shared memory.
+    """
+    names = ("WEIGHT", "GRAD", "EXP_AVG", "EXP_AVG_SQ", "MAX_EXP_AVG_SQ")
+    vector = _ALIGNMENT // max(_itemsizes(dtypes))
+    return {**dict(zip(names, map(_named, dtypes), strict=True)), **_sizes(dtypes, vector, warp_size)}
+
+
+def _named(dtype: torch.dtype | None) -> Any:
+    """The dtype of Triton that has the same name."""
+    import triton.language as tl
+
+    return dtype and getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def _sizes(dtypes: Dtypes, vector: int, warp_size: int) -> dict[str, Any]:
+    """What both kernels are compiled for besides their dtypes; a thread takes `vector` entries of a block."""
+    return {
+        "ARITHMETIC": _named(torch.float64 if torch.float64 in dtypes else torch.float32),
+        "CHUNK": CHUNK,
+        "BLOCK": LAUNCH["num_warps"] * warp_size * vector,
+        "VECTOR": vector,
+    }
+
+
+def _itemsizes(dtypes: Dtypes) -> list[int]:
+    return [dtype.itemsize for dtype in dtypes if dtype is not None]
+
 
 # Where a tensor lies: the addresses of weight and moments, entries, dtypes.
 Address = tuple[int, int, int, int, Dtypes]
@@ -145,10 +230,42 @@ def _address(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) 
 
 @dataclass(frozen=True)
 class Launch:
-    """The chunks of all tensors with the same dtypes: [C, 3] int64 of row, first entry, alignment."""
+    """The chunks of all tensors with the same dtypes: [C, 2] int64 of row and first entry."""
 
     dtypes: Dtypes
     chunks: Tensor
+
+
+def _launches(numels: Sequence[int], dtypes: Sequence[Dtypes], device: torch.device) -> tuple[Launch, ...]:
+    by_dtypes: dict[Dtypes, list[int]] = {}
+    for row, kind in enumerate(dtypes):
+        by_dtypes.setdefault(kind, []).append(row)
+    return tuple(
+        Launch(kind, sent(chunks, device))
+        for kind, rows in by_dtypes.items()
+        if len(chunks := _chunks(rows, [numels[row] for row in rows]))
+    )
+
+
+def _chunks(rows: list[int], numels: list[int]) -> Tensor:
+    """Row and first entry [C, 2] of every chunk of these rows."""
+    counts = torch.tensor([_chunk_count(numel) for numel in numels], device="cpu")
+    row = torch.tensor(rows, device="cpu").repeat_interleave(counts)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.stack((row, CHUNK * (torch.arange(len(row), device="cpu") - first)), dim=1)
+
+
+def _chunk_count(numel: int) -> int:
+    return -(-numel // CHUNK)
+
+
+def _firsts(numels: Sequence[int]) -> list[int]:
+    """The place of each tensor's first partial sum, then the number of them all."""
+    return [0, *accumulate(map(_chunk_count, numels))]
+
+
+def _table(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    return sent(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
 
 
 @dataclass(frozen=True)
@@ -163,22 +280,62 @@ class Plan:
 @functools.lru_cache(maxsize=8)
 def _plan(addresses: tuple[Address, ...], device: torch.device) -> Plan:
     """The tables of these tensors, made and sent once for as long as they stay where they are."""
-    table: list[tuple[int, ...]] = []
-    by_dtypes: dict[Dtypes, list[Tensor]] = {}
-    partials = 0
-    for row, (weight, exp_avg, exp_avg_sq, numel, dtypes) in enumerate(addresses):
-        table.append((weight, exp_avg, exp_avg_sq, numel, partials))
-        begins = torch.arange(0, numel, CHUNK, device="cpu")
-        aligned = not any(pointer % _ALIGNMENT for pointer in (weight, exp_avg, exp_avg_sq))
-        chunks = torch.stack((torch.full_like(begins, row), begins, torch.full_like(begins, aligned)), dim=1)
-        by_dtypes.setdefault(dtypes, []).append(chunks)
-        partials += len(begins)
+    numels = [address[3] for address in addresses]
+    *firsts, partials = _firsts(numels)
     return Plan(
-        rows=sent(torch.tensor(table, dtype=torch.int64, device="cpu").reshape(-1, 5), device),
-        launches=tuple(
-            Launch(dtypes, sent(chunks, device))
-            for dtypes, parts in by_dtypes.items()
-            if len(chunks := torch.cat(parts))
+        rows=_table(
+            [(*address[:4], first) for address, first in zip(addresses, firsts, strict=True)], device
         ),
+        launches=_launches(numels, [address[4] for address in addresses], device),
         partials=partials,
     )
+
+
+class StepTables:
+    """The tables of stepped tensors on their device, and what follows their gradients from step to step.
+
+    `rows` is [P, 9] int64: the addresses of weight, moments, largest moment (0 without amsgrad) and
+    count, entries, first partial sum, row of the hyperparameters and row of the ledger.
+    """
+
+    def __init__(self, tensors: SteppedTensors, device: torch.device) -> None:
+        self.device = device
+        self._numels = [weight.numel() for weight in tensors.weights]
+        *firsts, self.partials = _firsts(self._numels)
+        states = tuple(zip(tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs, strict=True))
+        self._dtypes = [
+            (weight.dtype, *(None if moment is None else moment.dtype for moment in state))
+            for weight, state in zip(tensors.weights, states, strict=True)
+        ]
+        places = zip(self._numels, firsts, tensors.groups, tensors.places, strict=True)
+        self.rows = _table(
+            [
+                (
+                    weight.data_ptr(),
+                    *(0 if moment is None else moment.data_ptr() for moment in state),
+                    count.data_ptr(),
+                    *place,
+                )
+                for weight, state, count, place in zip(
+                    tensors.weights, states, tensors.counts, places, strict=True
+                )
+            ],
+            device,
+        )
+        self._grads: tuple[list[int], Tensor] | None = None
+        self._launches: tuple[list[torch.dtype], tuple[Launch, ...]] | None = None
+
+    def addresses(self, grads: Sequence[Tensor]) -> Tensor:
+        """Where the gradients lie, [P] int64; sent again only when one has moved."""
+        found = [grad.data_ptr() for grad in grads]
+        if self._grads is None or self._grads[0] != found:
+            self._grads = found, sent(torch.tensor(found, dtype=torch.int64, device="cpu"), self.device)
+        return self._grads[1]
+
+    def launches(self, grads: Sequence[Tensor]) -> tuple[Launch, ...]:
+        """The chunks by the dtypes of all columns; made again only when a gradient's has changed."""
+        found = [grad.dtype for grad in grads]
+        if self._launches is None or self._launches[0] != found:
+            dtypes = [(kind[0], grad, *kind[1:]) for kind, grad in zip(self._dtypes, found, strict=True)]
+            self._launches = found, _launches(self._numels, dtypes, self.device)
+        return self._launches[1]

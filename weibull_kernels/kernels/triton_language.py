@@ -22,7 +22,7 @@ LN2 = tl.constexpr(0.693147180559945309417)
 
 # Columns of the tables; see `triton.py`.
 ROW_COLUMNS = tl.constexpr(5)
-CHUNK_COLUMNS = tl.constexpr(3)
+CHUNK_COLUMNS = tl.constexpr(2)
 COLUMNS = tl.constexpr(8)
 MAX_COLUMN = tl.constexpr(5)
 
@@ -35,15 +35,27 @@ FIRST_BIN = tl.constexpr((127 - 26) << 6)
 
 
 @triton.jit
-def raw_update(exp_avg, exp_avg_sq, scaled_eps):
-    """m/(√v + ε·√bc₂): AdamW's update without its bias corrections, with IEEE root and quotient.
-
-    `tl.sqrt` and `/` would flush subnormal v to zero, and u would be m/ε.
-    """
-    if exp_avg.dtype == tl.float64:
-        return exp_avg / (tl.sqrt(exp_avg_sq) + scaled_eps)
+def quotient(a, b):
+    """a/b as IEEE rounds it; `/` of float32 is an approximation that flushes subnormal numbers to zero."""
+    if a.dtype == tl.float64:
+        return a / b
     else:
-        return tl.div_rn(exp_avg, tl.sqrt_rn(exp_avg_sq) + scaled_eps)
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def root(a):
+    """√a as IEEE rounds it; by `tl.sqrt`, such an approximation too, subnormal v would give u = m/ε."""
+    if a.dtype == tl.float64:
+        return tl.sqrt(a)
+    else:
+        return tl.sqrt_rn(a)
+
+
+@triton.jit
+def raw_update(exp_avg, exp_avg_sq, scaled_eps):
+    """m/(√v + ε·√bc₂): AdamW's update without its bias corrections."""
+    return quotient(exp_avg, root(exp_avg_sq) + scaled_eps)
 
 
 @triton.jit
@@ -91,21 +103,31 @@ def of_each_thread(values, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def add_block(
-    sums, weight, exp_avg, exp_avg_sq, valid, scaled_eps, HAS_MOMENTS: tl.constexpr, VECTOR: tl.constexpr
-):
-    """The running sums of a chunk with one block more.
+def all_aligned(addresses):
+    """1 where all of some addresses, or-ed together, are multiples of 16 bytes, else 0."""
+    return ((addresses & 15) == 0).to(tl.int32)
 
-    Entries that are not `valid` come as w = m = 0, v = 1, which leaves every sum but the count
-    of zeros as it is.
-    """
-    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count = sums
+
+@triton.jit
+def add_squares(squares, weight, update, VECTOR: tl.constexpr):
+    """The running ⟨w,u⟩, ‖u‖², ‖w‖² of a chunk with one block more; `update` is None without moments."""
+    weight_update, update_sq, weight_sq = squares
     w = weight.to(tl.float64)
     weight_sq += of_each_thread(w * w, VECTOR)
-    if HAS_MOMENTS:
-        u = raw_update(exp_avg, exp_avg_sq, scaled_eps).to(tl.float64)
+    if update is not None:
+        u = update.to(tl.float64)
         weight_update += of_each_thread(w * u, VECTOR)
         update_sq += of_each_thread(u * u, VECTOR)
+    return weight_update, update_sq, weight_sq
+
+
+@triton.jit
+def add_statistics(statistics, weight, valid, VECTOR: tl.constexpr):
+    """The running Σln|w|, Σln²|w|, max|w| and counts of a chunk with one block more.
+
+    Entries that are not `valid` are 0, which leaves all but the count of zeros as it is.
+    """
+    log_sum, log_sq_sum, max_abs, zero_count, non_finite_count = statistics
     magnitude = tl.abs(weight)
     finite = magnitude < float("inf")
     log = log_magnitude(weight, finite & (magnitude > 0))
@@ -115,7 +137,47 @@ def add_block(
     max_abs = tl.maximum(max_abs, tl.max(largest, axis=1))
     zero_count += of_each_thread((valid & (magnitude == 0)).to(tl.int32), VECTOR)
     non_finite_count += of_each_thread((finite == 0).to(tl.int32), VECTOR)
-    return weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count
+    return log_sum, log_sq_sum, max_abs, zero_count, non_finite_count
+
+
+@triton.jit
+def no_sums(LANES: tl.constexpr, ARITHMETIC: tl.constexpr):
+    """Where `add_squares` and `add_statistics` begin."""
+    zeros = tl.zeros([LANES], tl.float64)
+    counts = tl.zeros([LANES], tl.int32)
+    return (zeros, zeros, zeros), (zeros, zeros, tl.zeros([LANES], ARITHMETIC), counts, counts)
+
+
+@triton.jit
+def store_sums(partial_ptr, squares, statistics):
+    """The partial sums of a chunk, in `COLUMNS` columns."""
+    weight_update, update_sq, weight_sq = squares
+    log_sum, log_sq_sum, max_abs, zero_count, non_finite_count = statistics
+    tl.store(partial_ptr, tl.sum(weight_update))
+    tl.store(partial_ptr + 1, tl.sum(update_sq))
+    tl.store(partial_ptr + 2, tl.sum(weight_sq))
+    tl.store(partial_ptr + 3, tl.sum(log_sum))
+    tl.store(partial_ptr + 4, tl.sum(log_sq_sum))
+    tl.store(partial_ptr + MAX_COLUMN, tl.max(max_abs).to(tl.float64))
+    tl.store(partial_ptr + 6, tl.sum(zero_count).to(tl.float64))
+    tl.store(partial_ptr + 7, tl.sum(non_finite_count).to(tl.float64))
+
+
+@triton.jit
+def add_partials(partials_ptr, chunks, STRIDE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The partial sums of a tensor's `chunks` chunks as one [WIDTH], in an order that is always the same.
+
+    WIDTH is STRIDE, rounded up to a power of two.
+    """
+    column = tl.arange(0, WIDTH)
+    total = tl.zeros([BLOCK, WIDTH], tl.float64)
+    for start in range(0, chunks, BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        cell = partials_ptr + chunk[:, None].to(tl.int64) * STRIDE + column[None, :]
+        held = (chunk < chunks)[:, None] & (column < STRIDE)[None, :]
+        partial = tl.load(cell, mask=held, other=0.0)
+        total = tl.where((column == MAX_COLUMN)[None, :], tl.maximum(total, partial), total + partial)
+    return tl.where(column == MAX_COLUMN, tl.max(total, axis=0), tl.sum(total, axis=0))
 
 
 @triton.jit
@@ -168,8 +230,8 @@ def sum_chunks(
     chunk = chunks_ptr + tl.program_id(0).to(tl.int64) * CHUNK_COLUMNS
     row = tl.load(chunk)
     begin = tl.load(chunk + 1)
-    aligned = tl.load(chunk + 2).to(tl.int32)
     table = rows_ptr + row * ROW_COLUMNS
+    aligned = all_aligned(tl.load(table) | tl.load(table + 1) | tl.load(table + 2))
     weight_ptr = tl.load(table).to(tl.pointer_type(WEIGHT)) + begin
     exp_avg_ptr = tl.load(table + 1).to(tl.pointer_type(EXP_AVG)) + begin
     exp_avg_sq_ptr = tl.load(table + 2).to(tl.pointer_type(EXP_AVG_SQ)) + begin
@@ -178,42 +240,33 @@ def sum_chunks(
     scaled_eps = (tl.load(eps_ptr + row) * tl.sqrt(tl.load(bias_correction2_ptr + row))).to(ARITHMETIC)
 
     offsets = tl.arange(0, BLOCK)
-    zeros = tl.zeros([BLOCK // VECTOR], tl.float64)
-    counts = tl.zeros([BLOCK // VECTOR], tl.int32)
-    sums = (zeros, zeros, zeros, zeros, zeros, tl.zeros([BLOCK // VECTOR], ARITHMETIC), counts, counts)
+    squares, statistics = no_sums(BLOCK // VECTOR, ARITHMETIC)
 
     # Whole blocks of aligned memory: no mask and a promise of 16 bytes, so 128-bit loads. Where
     # the promise would be false `whole` is 0.
     whole = count // BLOCK * BLOCK * aligned
     for start in range(0, whole, BLOCK):
-        m = 0.0
-        v = 1.0
         w = tl.load(tl.multiple_of(weight_ptr, 16) + start + offsets).to(ARITHMETIC)
+        u = None
         if HAS_MOMENTS:
             m = tl.load(tl.multiple_of(exp_avg_ptr, 16) + start + offsets).to(ARITHMETIC)
             v = tl.load(tl.multiple_of(exp_avg_sq_ptr, 16) + start + offsets).to(ARITHMETIC)
-        valid = offsets < BLOCK
-        sums = add_block(sums, w, m, v, valid, scaled_eps, HAS_MOMENTS, VECTOR)
+            u = raw_update(m, v, scaled_eps)
+        squares = add_squares(squares, w, u, VECTOR)
+        statistics = add_statistics(statistics, w, offsets < BLOCK, VECTOR)
+    # Entries beyond the end come as w = m = 0, v = 1.
     for start in range(whole, count, BLOCK):
-        m = 0.0
-        v = 1.0
         valid = start + offsets < count
         w = tl.load(weight_ptr + start + offsets, mask=valid, other=0.0).to(ARITHMETIC)
+        u = None
         if HAS_MOMENTS:
             m = tl.load(exp_avg_ptr + start + offsets, mask=valid, other=0.0).to(ARITHMETIC)
             v = tl.load(exp_avg_sq_ptr + start + offsets, mask=valid, other=1.0).to(ARITHMETIC)
-        sums = add_block(sums, w, m, v, valid, scaled_eps, HAS_MOMENTS, VECTOR)
+            u = raw_update(m, v, scaled_eps)
+        squares = add_squares(squares, w, u, VECTOR)
+        statistics = add_statistics(statistics, w, valid, VECTOR)
 
-    weight_update, update_sq, weight_sq, log_sum, log_sq_sum, max_abs, zero_count, non_finite_count = sums
-    result = partials_ptr + partial * COLUMNS
-    tl.store(result, tl.sum(weight_update))
-    tl.store(result + 1, tl.sum(update_sq))
-    tl.store(result + 2, tl.sum(weight_sq))
-    tl.store(result + 3, tl.sum(log_sum))
-    tl.store(result + 4, tl.sum(log_sq_sum))
-    tl.store(result + 5, tl.max(max_abs).to(tl.float64))
-    tl.store(result + 6, tl.sum(zero_count).to(tl.float64))
-    tl.store(result + 7, tl.sum(non_finite_count).to(tl.float64))
+    store_sums(partials_ptr + partial * COLUMNS, squares, statistics)
     if HAS_HISTOGRAM:
         count_chunk(weight_ptr, count, aligned, histograms_ptr + row * BINS, ARITHMETIC, COUNT_BLOCK)
 
@@ -233,14 +286,8 @@ def combine_chunks(
     numel = tl.load(rows_ptr + row * ROW_COLUMNS + 3)
     first = tl.load(rows_ptr + row * ROW_COLUMNS + 4)
     chunks = (numel + CHUNK - 1) // CHUNK
+    combined = add_partials(partials_ptr + first * COLUMNS, chunks, COLUMNS, COLUMNS, BLOCK)
     column = tl.arange(0, COLUMNS)
-    total = tl.zeros([BLOCK, COLUMNS], tl.float64)
-    for start in range(0, chunks, BLOCK):
-        chunk = start + tl.arange(0, BLOCK)
-        cell = partials_ptr + (first + chunk)[:, None] * COLUMNS + column[None, :]
-        partial = tl.load(cell, mask=(chunk < chunks)[:, None], other=0.0)
-        total = tl.where((column == MAX_COLUMN)[None, :], tl.maximum(total, partial), total + partial)
-    combined = tl.where(column == MAX_COLUMN, tl.max(total, axis=0), tl.sum(total, axis=0))
     # u = (√bc₂/bc₁) · raw_update.
     scale = tl.sqrt(tl.load(bias_correction2_ptr + row)) / tl.load(bias_correction1_ptr + row)
     combined *= tl.where(column == 0, scale, tl.where(column == 1, scale * scale, 1.0))
