@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from neox import GPTNeoXForCausalLM
+from text import VOCABULARY, library_source, random_windows
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from weibull_kernels.dispatch import KERNELS, backends
 from weibull_kernels.kernels import reference
-from weibull_kernels.kernels.interface import Rows, Sums
+from weibull_kernels.kernels.interface import (
+    HYPERPARAMETERS,
+    LEDGER_COLUMNS,
+    Rows,
+    Step,
+    SteppedTensors,
+    Sums,
+)
 
 BACKENDS = [backend.name for backend in backends() if backend.available]
 FAST = [name for name in BACKENDS if name != "triton"]
@@ -157,3 +169,197 @@ class Language(GPTNeoXForCausalLM):
         super().__init__(vocabulary, width, layers=2, heads=2)
         if tied:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
+
+
+@cache
+def demo_text() -> Tensor:
+    return library_source(limit=100_000)
+
+
+def losses(model, batch=4, context=16, seed=1) -> Iterator[Tensor]:
+    """The loss of the language model on one random batch of the demo's text after another."""
+    text, places = demo_text(), torch.Generator().manual_seed(seed)
+    while True:
+        tokens, following = random_windows(text, batch, context, places)
+        yield cross_entropy(model(tokens).flatten(0, 1), following.flatten())
+
+
+def language(seed=1, dtype=torch.float32, **options) -> Language:
+    """The same narrow model for the same seed."""
+    torch.manual_seed(seed)
+    return Language(VOCABULARY, **options).to(dtype)
+
+
+GROUP = {"lr": 0.01, "decay_factor": 0.999, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "sign": 1.0}
+
+
+def make_step(
+    *columns, groups=(GROUP,), group_of=None, places=None, ledger_rows=None, counts=3, booked=True, **scaler
+) -> tuple[SteppedTensors, Step]:
+    """What a kernel gets for rows (w, g, m, v) or (w, g, m, v, max v); groups are changes to `GROUP`."""
+    count = torch.as_tensor(counts, dtype=torch.float32).expand(len(columns))
+    columns = [column if len(column) == 5 else (*column, None) for column in columns]
+    tensors = SteppedTensors(
+        weights=[column[0] for column in columns],
+        exp_avgs=[column[2] for column in columns],
+        exp_avg_sqs=[column[3] for column in columns],
+        max_exp_avg_sqs=[column[4] for column in columns],
+        counts=[c.clone() for c in count],
+        groups=[0] * len(columns) if group_of is None else group_of,
+        places=list(range(len(columns))) if places is None else places,
+    )
+    settings = [[{**GROUP, **group}[name] for name in HYPERPARAMETERS] for group in groups]
+    rows = len(columns) if ledger_rows is None else ledger_rows
+    ledger = torch.zeros(rows, len(LEDGER_COLUMNS), dtype=torch.float64) if booked else None
+    return tensors, Step(
+        grads=[column[1] for column in columns],
+        hyperparameters=torch.tensor(settings, dtype=torch.float64),
+        ledger=ledger,
+        **{name: torch.tensor(value, dtype=torch.float32) for name, value in scaler.items()},
+    )
+
+
+class Stepped(NamedTuple):
+    """A row after its step in float64, and the magnitudes that rounding errors are relative to."""
+
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    update: Tensor
+    mean_scale: Tensor  # of exp_avg
+    update_scale: Tensor  # of u
+
+
+def stepped(tensors: SteppedTensors, step: Step, i: int) -> Stepped:
+    """Row `i` of what is about to be stepped, from AdamW's definition."""
+    group = dict(zip(HYPERPARAMETERS, step.hyperparameters[tensors.groups[i]].tolist(), strict=True))
+    beta1, beta2, t = group["beta1"], group["beta2"], tensors.counts[i].item() + 1
+    g = group["sign"] * step.grads[i].double()
+    if step.grad_scale is not None:
+        g = g / step.grad_scale.double()
+    w, m, v = (x[i].detach().double() for x in (tensors.weights, tensors.exp_avgs, tensors.exp_avg_sqs))
+    mean_scale = beta1 * m.abs() + (1 - beta1) * g.abs()
+    m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    largest = tensors.max_exp_avg_sqs[i]
+    largest = None if largest is None else torch.maximum(largest.double(), v)
+    root = ((v if largest is None else largest) / (1 - beta2**t)).sqrt() + group["eps"]
+    u, update_scale = (x / (1 - beta1**t) / root for x in (m, mean_scale))
+    return Stepped(group["decay_factor"] * w - group["lr"] * u, m, v, largest, u, mean_scale, update_scale)
+
+
+def copy_of(tensors: SteppedTensors, step: Step) -> tuple[SteppedTensors, Step]:
+    """The same to step once more, in other memory of the same layout."""
+
+    def copies(column):
+        return [None if tensor is None else tensor.detach().clone() for tensor in column]
+
+    names = [field.name for field in fields(tensors) if field.name not in ("groups", "places", "prepared")]
+    return (
+        SteppedTensors(
+            groups=tensors.groups,
+            places=tensors.places,
+            **{name: copies(getattr(tensors, name)) for name in names},
+        ),
+        Step(
+            copies(step.grads),
+            step.hyperparameters,
+            *copies([step.ledger, step.grad_scale, step.found_inf]),
+        ),
+    )
+
+
+def assert_stored(found: Tensor, exact: Tensor, error: Tensor, what: str) -> None:
+    """That `found` is `exact` computed with no more than `error` and rounded to the dtype of `found`."""
+    info = torch.finfo(found.dtype)
+    allowed = info.eps * exact.abs() + error + info.smallest_normal * info.eps
+    expected = exact.to(found.dtype).double()
+    assert_within(found.double().flatten(), expected.flatten(), allowed.flatten(), what)
+
+
+def assert_steps(backend: str, tensors: SteppedTensors, step: Step, **options) -> None:
+    """Steps, and holds every row and what is booked of it against the definition."""
+    rows = [stepped(tensors, step, i) for i in range(len(tensors))]
+    before, begun = copy_of(tensors, step)
+    kernel("adamw", backend)(tensors, step, **options)
+    for i, exact in enumerate(rows):
+        group = dict(zip(HYPERPARAMETERS, step.hyperparameters[tensors.groups[i]].tolist(), strict=True))
+        columns = (tensors.weights[i], step.grads[i], tensors.exp_avgs[i], tensors.exp_avg_sqs[i])
+        wide = backend == "reference" or any(column.dtype == torch.float64 for column in columns)
+        r = 2.0**-53 if wide else 2.0**-24
+        if step.grad_scale is not None:  # which the gradient may be rounded after
+            quotient = begun.grads[i].double() / step.grad_scale.double()
+            r += 0 if torch.equal(quotient, step.grads[i].double()) else torch.finfo(step.grads[i].dtype).eps
+        w = before.weights[i].double()
+        assert tensors.counts[i].item() == before.counts[i].item() + 1
+        assert_stored(tensors.exp_avgs[i], exact.exp_avg, 4 * r * exact.mean_scale, f"m of row {i},")
+        assert_stored(tensors.exp_avg_sqs[i], exact.exp_avg_sq, 4 * r * exact.exp_avg_sq, f"v of row {i},")
+        if exact.max_exp_avg_sq is not None:
+            largest = exact.max_exp_avg_sq
+            assert_stored(tensors.max_exp_avg_sqs[i], largest, 4 * r * largest, f"max v of row {i},")
+        error = 4 * r * w.abs() + 12 * r * group["lr"] * exact.update_scale
+        assert_stored(tensors.weights[i], exact.weight, error, f"w of row {i},")
+        if step.ledger is not None:
+            place = tensors.places[i]
+            assert_booked(
+                step.ledger[place], begun.ledger[place], exact, w, tensors.weights[i], group, 12 * r
+            )
+            assert step.ledger[place, LEDGER_COLUMNS.index("step")] == tensors.counts[i].item()
+
+
+def assert_booked(row, row_before, exact: Stepped, before, after, group, tolerance) -> None:
+    """A row of the ledger against the definition; what a backend rounded is taken as it stored it."""
+    columns = dict(zip(LEDGER_COLUMNS, row.unbind(), strict=True))
+    held = dict(zip(LEDGER_COLUMNS, row_before.unbind(), strict=True))
+    lr, lost, u, after = group["lr"], 1 - group["decay_factor"], exact.update, after.detach().double()
+    wu, uu, ww = (before * u).sum(), (u * u).sum(), (before * before).sum()
+    error = tolerance * (before.abs() * exact.update_scale).sum()
+    last_bits = 1e-13 * ww  # of float64 sums
+    change, moved = (
+        ((after - before) * (after + before)).sum(),
+        ((after - before) * (after + before)).abs().sum(),
+    )
+    sums = reference.sums(make_rows((after,)))
+    logs = LOG_TOLERANCE * (1 + reference.log_magnitudes(after).abs()).sum()
+    update_sq = (exact.update_scale**2).sum()
+    expected = {  # and how far from it
+        "alignment": (held["alignment"] - 2 * lr * wu, 2 * lr * error),
+        "injection": (held["injection"] + lr**2 * uu, 2 * lr**2 * tolerance * update_sq),
+        "decay": (held["decay"] - 2 * lost * ww, 2 * lost * last_bits),
+        "coupling": (
+            held["coupling"] + lost * (2 * lr * wu + lost * ww),
+            lost * (2 * lr * error + last_bits),
+        ),
+        "change": (held["change"] + change, 1e-13 * moved),
+        "steps": (held["steps"] + 1, 0 * ww),
+        "norm_sq_start": (held["norm_sq_start"] if held["steps"] else ww, last_bits),
+        "norm_sq": ((after * after).sum(), last_bits + 1e-13 * moved),
+        "log_sum": (sums.log_sum[0], logs),
+        "log_sq_sum": (sums.log_sq_sum[0], logs),
+        "max_abs": (sums.max_abs[0], 0 * logs),
+        "zero_count": (sums.zero_count[0].double(), 0 * logs),
+        "non_finite_count": (sums.non_finite_count[0].double(), 0 * logs),
+    }
+    for name, (value, allowed) in expected.items():
+        ulps = 1e-15 * held[name].abs()  # of adding to what was there
+        if value.isfinite():
+            assert_within(columns[name][None], value[None], (allowed + ulps)[None], name)
+        else:  # whether ∞ or NaN depends on what was subtracted
+            assert not columns[name].isfinite(), name
+
+
+def assert_same_step(a: tuple[SteppedTensors, Step], b: tuple[SteppedTensors, Step], but=()) -> None:
+    """Weights, moments, counts, gradients and ledger the same to the last bit."""
+    for name in ("weights", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts", "grads", "ledger"):
+        if name in but:
+            continue
+        x, y = (getattr(one[name in ("grads", "ledger")], name) for one in (a, b))
+        for i, (this, that) in enumerate(zip(x, y, strict=True)):
+            assert (this is None and that is None) or same_bits(this, that), f"{name} of row {i}"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit; which of its bit patterns a NaN has is not promised."""
+    a, b = a.detach(), b.detach()
+    same = (a == b) & (a.signbit() == b.signbit())
+    return a.dtype == b.dtype and bool((same | (a.isnan() & b.isnan())).all())

@@ -172,13 +172,6 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
     def spread(values: Iterable[float | Tensor]) -> Tensor:
         return column(values, device).repeat_interleave(lengths, output_size=len(rows))
 
-    for settings, weight in groups:
-        factor = settings.decay_factor(weight)
-        if not isinstance(factor, Tensor) and factor == 0:
-            raise ValueError(
-                f"lr {settings.lr} times weight_decay {settings.weight_decay} is 1: the step erased the "
-                "weights before it, and forces() cannot look back at them; use a smaller weight_decay"
-            )
     step = column([row.step for row in rows], device)
     counted = step.clamp(min=1)  # rows without state have no correction; 1 keeps them finite
     rounded = [settings.bias_correction_in_float32(weight) for settings, weight in groups]
@@ -193,7 +186,7 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
         rows=tuple(rows),
         lr=spread(settings.lr for settings, _ in groups),
         decay_factor=spread(
-            1.0 if run[0].exp_avg is None else run[0].settings.decay_factor(run[0].weight) for run in runs
+            1.0 if run[0].exp_avg is None else _looked_back_by(run[0].settings, run[0].weight) for run in runs
         ),
         step=step,
         kernel_rows=Rows(
@@ -205,6 +198,17 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
             eps=spread(settings.eps for settings, _ in groups),
         ),
     )
+
+
+def _looked_back_by(settings: Settings, weight: Tensor) -> float | Tensor:
+    """The decay factor, by which the weights before the step are found."""
+    factor = settings.decay_factor(weight)
+    if not isinstance(factor, Tensor) and factor == 0:
+        raise ValueError(
+            f"lr {settings.lr} times weight_decay {settings.weight_decay} is 1: the step erased the weights "
+            "before it, and forces() cannot look back at them; use a smaller weight_decay"
+        )
+    return factor
 
 
 def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
