@@ -81,7 +81,10 @@ template <class T>
 WK_INLINE void step_block(Squares& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
     const int64_t rest = count % kLanes, whole = count - rest;
     if (whole) step_lanes(squares, at, whole, n);
-    if (rest) step_lanes(squares, at.from(whole), kLanes, n.filled_up_after(rest));
+    if (!rest) return;
+    step_lanes(squares, at.from(whole), kLanes, n.filled_up_after(rest));
+    // Where the numbers are NaN so is by now what was filled up.
+    for (int64_t i = count; i < whole + kLanes; ++i) at.weight[i] = at.before[i] = T(0);
 }
 
 // Adds (w⁺−w)(w⁺+w): what the step, its rounding included, did to ‖w‖².

@@ -126,6 +126,10 @@ void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::o
         };
         const int64_t group = cell(i, kStepGroup), place = cell(i, kStepPlace);
         require(0 <= group && group < hyperparameters.shape(0), "no such row of hyperparameters");
+        for (const SteppedColumn column : {kStepWeight, kStepGrad, kStepExpAvg, kStepExpAvgSq})
+            require(cell(i, column) != 0 || cell(i, kStepNumel) == 0,
+                    "a weight, gradient or moment has no memory; was its storage freed?");
+        require(cell(i, kStepCount) != 0, "a count of steps has no memory");
         require(!ledger || (0 <= place && place < ledger->shape(0)), "no such row of the ledger");
         rows[i] = {column(kStepWeight, kStepWeightDtype),
                    column(kStepGrad, kStepGradDtype),
@@ -160,8 +164,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("sums", &weibull::sums, "tensors"_a, "scales"_a, "histograms"_a, "instruction_set"_a,
                "threads"_a,
                "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
-    module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "ledger"_a, "grad_scale"_a,
-               "found_inf"_a, "instruction_set"_a, "threads"_a,
+    module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "ledger"_a.noconvert(),
+               "grad_scale"_a, "found_inf"_a, "instruction_set"_a, "threads"_a,
                "One step of AdamW on tensors [P, 14] by hyperparameters [G, 6], in place, booked in the "
                "ledger [L, 14] or None.");
 }

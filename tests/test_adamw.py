@@ -1,6 +1,8 @@
 """What wk.AdamW is beside torch.optim.AdamW, what it refuses, and what its ledger books."""
 
+import gc
 import inspect
+import weakref
 from functools import partial
 
 import pytest
@@ -105,8 +107,6 @@ UNREADABLE = {
     "complex": (lambda: weight(3, dtype=torch.complex64), "complex64"),
     "integers": (lambda: torch.zeros(3, dtype=torch.int32), "int32"),
     "sparse": (lambda: torch.eye(3).to_sparse().requires_grad_(), r"to_dense\(\)"),
-    "meta": (lambda: nn.Parameter(torch.empty(3, device="meta")), "materialise"),
-    "lazy": (nn.UninitializedParameter, "UninitializedParameter"),
 }
 
 
@@ -115,6 +115,45 @@ def test_parameters_without_entries_to_step_are_refused_by_name(case):
     make, remedy = UNREADABLE[case]
     with pytest.raises(TypeError, match=rf"'encoder\.weight'.*{remedy}"):
         wk.AdamW([("bias", weight(3)), ("encoder.weight", make())])
+
+
+def test_groups_of_torchs_optimizers_are_taken_as_fused():
+    p = weight(3, dtype=torch.bfloat16)
+    groups = torch.optim.AdamW([p], foreach=False).param_groups
+    assert wk.AdamW(groups).param_groups[0]["fused"] is True
+    with pytest.raises(ValueError, match="decoupled_weight_decay=False"):
+        wk.AdamW(torch.optim.Adam([weight(3)]).param_groups)
+
+
+def test_parameters_that_get_their_entries_later_are_stepped_then():
+    lazy = nn.LazyLinear(2)
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = wk.AdamW([*model.parameters(), *lazy.parameters()], lr=0.1)
+    for layer in model:
+        for p in layer.parameters():
+            torch.utils.swap_tensors(p, nn.Parameter(torch.ones_like(p, device="cpu")))
+    lazy(torch.ones(1, 5))
+    for p in (*model.parameters(), *lazy.parameters()):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.allclose(model[0].weight, torch.tensor(0.9), atol=2e-3)
+    assert optimizer.ledger.drain().steps.tolist() == [1] * 6
+
+
+def test_it_goes_when_nobody_holds_it_without_the_garbage_collector():
+    p = weight(3)
+    optimizer = wk.AdamW([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.ledger.drain()
+    gone = weakref.ref(optimizer), weakref.ref(optimizer.state[p]["exp_avg"])
+    gc.disable()
+    try:
+        del optimizer
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_parameter_twice_in_a_group_is_refused():
@@ -127,7 +166,8 @@ REFUSED_GROUPS = {
     "known": lambda known: [("again", known)],
     "twice": lambda _: [("a", shared := weight(3)), ("b", shared)],
     "complex": lambda _: [("a", weight(3)), ("b", weight(3, dtype=torch.complex64))],
-    "meta": lambda _: [("a", nn.Parameter(torch.empty(3, device="meta")))],
+    "L2 decay": lambda _: {"params": [("a", weight(3))], "decoupled_weight_decay": False},
+    "foreach": lambda _: {"params": [("a", weight(3))], "foreach": True},
     "not a leaf": lambda _: [("a", weight(3) * 2)],
     "no name": lambda _: [weight(3)],
 }
@@ -140,8 +180,9 @@ def test_after_a_refused_group_the_optimizer_is_as_before(case):
     optimizer = wk.AdamW(model.named_parameters())
     train(model, optimizer)
     before = everything(optimizer), booked(optimizer), repr(optimizer)
+    group = REFUSED_GROUPS[case](model[0].weight)
     with pytest.raises((TypeError, ValueError)):
-        optimizer.add_param_group({"params": REFUSED_GROUPS[case](model[0].weight)})
+        optimizer.add_param_group(group if isinstance(group, dict) else {"params": group})
     assert_same((everything(optimizer), booked(optimizer), repr(optimizer)), before)
     train(model, optimizer, steps=1)
     assert optimizer.ledger.peek().steps.tolist() == [4] * 6

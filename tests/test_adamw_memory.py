@@ -267,3 +267,98 @@ def test_steps_inside_of(make, case, dtype):
             if make is wk.AdamW:
                 optimizer.ledger.drain()
     return everything(optimizer)
+
+
+def two_weights(shapes=((4, 3), (2, 2)), **settings):
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = wk.AdamW(weights, lr=0.1, **settings)
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    return optimizer, weights
+
+
+class Wrapper(torch.Tensor):
+    pass
+
+
+WITHOUT_MEMORY = {
+    "gradient freed": (lambda w, _: w.grad.untyped_storage().resize_(0), "has no memory"),
+    "gradient wrapped": (lambda w, _: setattr(w, "grad", torch.ones(4, 3).as_subclass(Wrapper)), "Wrapper"),
+    "moment freed": (lambda _, state: state["exp_avg"].untyped_storage().resize_(0), "has no memory"),
+    "count of no entry": (lambda _, state: state.update(step=torch.zeros(0)), "one entry"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_MEMORY)
+def test_tensors_without_memory_are_refused_and_nothing_moves(case):
+    spoil, expected = WITHOUT_MEMORY[case]
+    optimizer, (w, other) = two_weights()
+    spoil(w, optimizer.state[w])
+    before = w.detach().clone(), other.detach().clone(), optimizer.ledger.peek().steps.tolist()
+    with pytest.raises((ValueError, TypeError), match=expected):
+        optimizer.step()
+    assert torch.equal(w, before[0])
+    assert torch.equal(other, before[1])
+    assert optimizer.ledger.peek().steps.tolist() == before[2]
+
+
+def test_groups_in_another_order_keep_their_numbers_and_rows():
+    a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = wk.AdamW([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 1e-3}], weight_decay=0.0)
+    b.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups.reverse()
+    optimizer.ledger.peek()
+    optimizer.step()
+    assert torch.allclose(b, torch.tensor(0.998))
+    assert optimizer.ledger.drain().steps.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("peeked", [False, True])
+def test_parameters_in_another_order_are_booked_in_their_own_rows(peeked):
+    optimizer, (a, b) = two_weights(weight_decay=0.0)
+    a.grad = None
+    optimizer.param_groups[0]["params"].reverse()
+    if peeked:
+        optimizer.ledger.peek()
+    optimizer.step()
+    budget = optimizer.ledger.drain()
+    assert budget.steps.tolist() == [2, 1]
+    assert budget.norm_sq.tolist() == [4.0, 12.0]
+    assert torch.allclose(b, torch.tensor(0.8), atol=1e-3)
+
+
+def test_gradients_that_come_and_go_find_their_plans_again():
+    optimizer, (a, b) = two_weights(weight_decay=0.0)
+    for step in range(6):
+        for w, absent in ((a, step % 3 == 0), (b, step % 3 == 1)):
+            w.grad = None if absent else torch.ones_like(w)
+        optimizer.step()
+    assert len(optimizer._plans) == 3
+    assert optimizer.ledger.drain().steps.tolist() == [5, 5]
+    assert torch.allclose(a, torch.tensor(0.5), atol=1e-3)
+
+
+def test_one_gradient_in_another_order_copies_only_itself(monkeypatch):
+    optimizer, (_a, b) = two_weights(shapes=((50, 40), (40, 50)))
+    b.grad = torch.arange(2000.0).reshape(50, 40).t()
+    copied = []
+    clone, copy = torch.Tensor.clone, torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "clone", lambda t, **k: copied.append(t.numel()) or clone(t, **k))
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda t, *k: copied.append(t.numel()) or copy(t, *k))
+    optimizer.step()
+    assert sum(copied) == 2000
+
+
+@pytest.mark.parametrize("size", [5, 16, 300])
+@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_rate_that_is_none_is_counted_in_every_entry_and_no_other(size, lr, backend):
+    w = torch.nn.Parameter(torch.ones(size))
+    optimizer = wk.AdamW([w], backend=backend)
+    optimizer.param_groups[0]["lr"] = lr
+    w.grad = torch.ones(size)
+    optimizer.step()
+    weights = optimizer.ledger.drain().weights
+    assert (weights.zero_count.item(), weights.non_finite_count.item()) == (0, size)

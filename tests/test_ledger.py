@@ -523,3 +523,23 @@ def test_no_parameters_with_gradients_at_all():
     budget = optimizer.ledger.drain()
     assert budget.steps.tolist() == [0]
     assert torch.allclose(budget.norm_sq, norms_sq([weight]))
+
+
+def test_a_ledger_saved_in_another_order_of_memory_goes_on():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = wk.AdamW([weight])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["ledger"]["rows"] = saved["ledger"]["rows"].t().contiguous().t()
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.ledger.drain().steps.tolist() == [2]
+
+
+def test_a_hook_on_the_state_finds_the_ledger_in_it():
+    optimizer = wk.AdamW([torch.nn.Parameter(torch.ones(3))])
+    found = []
+    optimizer.register_state_dict_post_hook(lambda _, state: found.append("ledger" in state))
+    optimizer.state_dict()
+    assert found == [True]

@@ -388,3 +388,15 @@ def test_series_of_intervals(path):
     assert series.rounding[:2].tolist() == [0.75, -0.75]
     assert np.isnan(series.rounding[2])
     assert force_series(records)[1].rounding[0] == 8.75
+
+
+def test_after_a_rollback_the_steps_made_again_are_booked_again(path, booked):
+    _model, ledger, steps = booked
+    with ParquetSink(path) as sink:
+        for step, saved in ((1, None), (2, None), (2, "rolled back")):
+            steps(2)
+            budget = ledger.drain()
+            if saved:  # the optimizer's count is that of the record before
+                budget = dataclasses.replace(budget, step=budget.step - 2)
+            sink.write(step, budget)
+    assert read_records(path)["steps"].to_pylist() == [2] * 12

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from .dispatch import find_kernel, frames_to_the_caller, require_backend
-from .ledger import Ledger, require_ledger
-from .optimizers import name_at, parameters_of, require_plain
+from .ledger import Ledger, Tables, require_ledger
+from .optimizers import name_at, parameters_of
 from .plan import MOMENTS, StepPlan
+from .tensors import require_plain
+
+_PLANS = 4
 
 
 class AdamW(torch.optim.AdamW):
@@ -23,16 +26,17 @@ class AdamW(torch.optim.AdamW):
         w ← c·w − η·u                c = 1 − ηω        (decoupled decay, as in torch.optim)
 
     One pass over memory steps all tensors of all groups and sums ⟨w,u⟩, ‖u‖², ‖w‖², the change of
-    ‖w‖² that came of it and the statistics of the new weights; see `Ledger`. Numbers are rounded as
-    by `torch.optim.AdamW(fused=True)` of the device, so that training goes on identically; weights
-    are the same bits with the ledger and without.
+    ‖w‖² that came of it and the statistics of the new weights; see `Ledger`. The factor of the decay
+    and the betas are rounded as by `torch.optim.AdamW(fused=True)` of the device, so that weights
+    stay within rounding of torch's, step after step; they are the same bits with the ledger and without.
 
     A checkpoint of one loads in the other, both ways. `state_dict()` has one more key, "ledger",
     which torch ignores.
 
     Args:
         params: parameters, named parameters (the names are those of the budget's rows) or groups.
-        lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as in `torch.optim.AdamW`.
+        lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
+        capturable: kept for checkpoints; a step cannot be captured into a CUDA graph yet.
         foreach, fused, differentiable: there is one implementation, the fused one, which is not
             differentiable; leave them unset.
         state_dtype: `torch.float32` keeps the moments of bfloat16 or float16 weights in float32; by
@@ -41,7 +45,8 @@ class AdamW(torch.optim.AdamW):
         backend: "reference", "cpu", "triton", or None to let the device choose.
 
     Raises:
-        ValueError: a setting out of its range, or one that asks for another implementation.
+        ValueError: a setting out of its range, one that asks for another implementation, a
+            parameter listed twice.
         TypeError: a parameter that is sparse, complex, quantised or a wrapper.
 
     >>> import weibull_kernels as wk
@@ -78,14 +83,13 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         if state_dtype not in (None, torch.float32):
             raise ValueError(f"state_dtype must be torch.float32 or None, got {state_dtype!r}")
-        if foreach or differentiable or fused is False:
-            raise _other_implementation(foreach=foreach, differentiable=differentiable, fused=fused)
+        _require_ours({"foreach": foreach, "differentiable": differentiable, "fused": fused})
         if backend is not None:
             require_backend(backend)
         self.state_dtype = state_dtype
         self.backend = backend
-        self._ledger = Ledger(self) if ledger else None
-        self._plan: StepPlan | None = None
+        self._tables = Tables() if ledger else None
+        self._plans: list[StepPlan] = []
         super().__init__(
             params,
             lr=lr,
@@ -105,25 +109,25 @@ class AdamW(torch.optim.AdamW):
         Raises:
             AttributeError: the optimizer was made with ledger=False.
         """
-        if self._ledger is None:
+        if self._tables is None:
             raise AttributeError("this optimizer keeps no ledger; make it with wk.AdamW(..., ledger=True)")
-        return self._ledger
+        return Ledger(self, self._tables)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; its tensors get rows at the end of the ledger."""
         super().add_param_group(param_group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
-            if group["foreach"] or group["differentiable"] or group["fused"] is False:
-                asked = {name: group[name] for name in ("foreach", "differentiable", "fused")}
-                raise _other_implementation(**asked)
+            _require_ours(group)
             for position, parameter in enumerate(group["params"]):
-                require_plain(name_at(group, index, position), parameter)
+                if not parameter.is_meta and not isinstance(parameter, torch.nn.UninitializedParameter):
+                    require_plain(name_at(group, index, position), parameter)
             if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
                 raise ValueError(f"group {index} lists a parameter twice; it would be stepped twice")
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        group["fused"] = True
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # the public form would load the compiler
     @torch.no_grad()
@@ -142,23 +146,31 @@ class AdamW(torch.optim.AdamW):
         Raises:
             ValueError: gradient or state do not fit the weight.
             TypeError: a sparse gradient, or state of another kind than dense tensors.
+            RuntimeError: the backend that was named cannot run here, or a CUDA graph is captured.
         """
-        self._check_graph_capture()
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("wk.AdamW cannot be captured into a CUDA graph yet; step outside of the graph")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._plan is None or not self._plan.holds():
-            plan = StepPlan(self, self._begin)
-            if self._ledger is not None:
-                self._ledger.open()
-            self._plan = plan
-        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for device, tensors, now in self._plan.steps(self._table, *scaler):
+        for device, tensors, now in self._plan().steps(self, self._table):
             find_kernel("adamw", self.backend, device)(tensors, now)
             # The kernel writes by address: autograd must learn that weights it saved have changed.
             torch.autograd.graph.increment_version(tensors.weights)
         return loss
+
+    def _plan(self) -> StepPlan:
+        """The plan that holds, made if none does; the latest are kept, for gradients that come and go."""
+        plan = next((plan for plan in self._plans if plan.holds(self)), None)
+        if plan is None:
+            plan = StepPlan(self, self._begin)
+        elif plan is self._plans[0]:
+            return plan
+        if self._tables is not None:
+            self._tables.open(parameters_of(self), self.backend)
+        self._plans = [plan, *(other for other in self._plans if other is not plan)][:_PLANS]
+        return plan
 
     def _begin(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a weight before its first step."""
@@ -169,20 +181,22 @@ class AdamW(torch.optim.AdamW):
         return {"step": torch.zeros((), dtype=torch.float32, device=weight.device), **moments}
 
     def _table(self, device: torch.device) -> Tensor | None:
-        return None if self._ledger is None else self._ledger.table(device)
-
-    def _check_graph_capture(self) -> None:
-        # torch renamed it in 2.12 and warns of the old name.
-        check = getattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", None)
-        (check or torch.optim.Optimizer._cuda_graph_capture_health_check)(self)
+        return None if self._tables is None else self._tables.on(device)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the ledger under "ledger"."""
-        found = super().state_dict()
-        if self._ledger is not None:
-            found["ledger"] = self._ledger.state_dict()
-        return found
+
+        def add_ledger(_: torch.optim.Optimizer, found: dict[str, Any]) -> None:
+            if self._tables is not None:
+                found["ledger"] = self.ledger.state_dict()
+
+        # Before the user's own hooks.
+        handle = self.register_state_dict_post_hook(add_ledger, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -219,8 +233,8 @@ class AdamW(torch.optim.AdamW):
     def _restore(self, loaded: Mapping[str, Any]) -> None:
         """What torch's loading leaves out: moments in `state_dtype`, and the ledger."""
         self._restore_moments(loaded)
-        self._plan = None
-        if self._ledger is None:
+        self._plans = []
+        if self._tables is None:
             if "ledger" in loaded:
                 warnings.warn(
                     "the checkpoint holds a ledger, which this optimizer was told not to keep: it is left "
@@ -228,9 +242,9 @@ class AdamW(torch.optim.AdamW):
                     stacklevel=frames_to_the_caller(),
                 )
         elif "ledger" in loaded:
-            self._ledger.load_state_dict(loaded["ledger"])
+            self.ledger.load_state_dict(loaded["ledger"])
         else:
-            self._ledger.clear()
+            self._tables.clear()
 
     def _restore_moments(self, loaded: Mapping[str, Any]) -> None:
         """The moments in `state_dtype`: torch rounded them to the dtype of the weights."""
@@ -244,13 +258,20 @@ class AdamW(torch.optim.AdamW):
                     self.state[weight][moment] = saved.to(weight.device, self.state_dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("state_dtype", "backend", "_ledger")}
-        return {**super().__getstate__(), **own, "_plan": None}
+        own = {name: self.__dict__[name] for name in ("state_dtype", "backend", "_tables")}
+        return {**super().__getstate__(), **own, "_plans": []}
 
 
-def _other_implementation(**asked: bool | None) -> ValueError:
-    settings = ", ".join(f"{name}={value}" for name, value in asked.items())
-    return ValueError(
-        f"wk.AdamW has one implementation, the fused one, and was asked for {settings}; leave these unset, "
-        "or use torch.optim.AdamW with wk.forces()"
-    )
+def _require_ours(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError if these ask for another implementation or another kind of decay."""
+    if settings["foreach"] or settings["differentiable"] or settings["fused"] is False:
+        asked = ", ".join(f"{name}={settings[name]}" for name in ("foreach", "differentiable", "fused"))
+        raise ValueError(
+            f"wk.AdamW has one implementation, the fused one, and was asked for {asked}; leave these unset, "
+            "or use torch.optim.AdamW with wk.forces()"
+        )
+    if not settings.get("decoupled_weight_decay", True):
+        raise ValueError(
+            "wk.AdamW decouples weight decay, and was asked for decoupled_weight_decay=False; use "
+            "torch.optim.Adam with wk.forces()"
+        )

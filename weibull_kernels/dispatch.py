@@ -8,10 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-
-from .kernels.interface import Sums
 
 KERNELS = {
     ("sums", "reference"): "weibull_kernels.kernels.reference:sums",
@@ -76,9 +75,9 @@ def backends() -> Backends:
 
 
 @functools.cache
-def _kernel(operation: str, backend: str) -> Callable[..., Sums]:
+def _kernel(operation: str, backend: str) -> Callable[..., Any]:
     module, function = KERNELS[operation, backend].split(":")
-    kernel: Callable[..., Sums] = getattr(importlib.import_module(module), function)
+    kernel: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return kernel
 
 
@@ -120,7 +119,7 @@ def require_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(_names())} or None, got {name!r}")
 
 
-def find_kernel(operation: str, backend: str | None, device: torch.device) -> Callable[..., Sums]:
+def find_kernel(operation: str, backend: str | None, device: torch.device) -> Callable[..., Any]:
     """The function that does `operation` on tensors of `device`.
 
     With `backend=None` the device chooses. A backend that is named is the one that runs.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,9 @@ from .kernels.memory import sent
 from .optimizers import names_of, parameters_of
 from .statistics import WeightStatistics
 
-if TYPE_CHECKING:
-    from .adamw import AdamW
-
 _STATISTICS = ("norm_sq", "log_sum", "log_sq_sum", "max_abs", "zero_count", "non_finite_count")
-_INTERVAL = LEDGER_COLUMNS.index("steps") + 1  # the columns that an interval sums come first
-_START, _NOW = (LEDGER_COLUMNS.index(name) for name in ("norm_sq_start", "norm_sq"))
+_SUMMED = LEDGER_COLUMNS.index("steps") + 1  # the columns that an interval sums come first
+_NORM_SQ_START, _NORM_SQ = (LEDGER_COLUMNS.index(name) for name in ("norm_sq_start", "norm_sq"))
 
 
 class Ledger:
@@ -31,21 +28,20 @@ class Ledger:
     sums on the device, in the pass over memory that the step makes anyway. So the budget of an
     interval is exact over its steps, however many, and nothing waits for the device.
 
-    It lives in `optimizer.ledger`, travels in `optimizer.state_dict()`, and goes on from there.
+    It is `optimizer.ledger`, travels in `optimizer.state_dict()`, and goes on from there. Where
+    something else saves the optimizer's state (torch.distributed.checkpoint keeps only what torch
+    knows of), save `optimizer.ledger.state_dict()` beside it. What others do to weights between two
+    steps is no force and is not booked.
     """
 
-    def __init__(self, optimizer: AdamW) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, tables: Tables) -> None:
         self._optimizer = optimizer
-        self._parameters: list[Tensor] = []  # whose rows there are, in the order of the groups
-        self._homes: list[torch.device] = []  # where each of them was
-        self._tables: dict[torch.device, Tensor] = {}  # float64 [P, 14]; rows at home elsewhere stay 0
+        self._tables = tables
 
     def drain(self) -> ForceBudget:
         """The budget since the last `drain()`, and the start of a new interval."""
         budget = self.peek()
-        for table in self._tables.values():
-            table[:, :_INTERVAL].zero_()
-            table[:, _START].copy_(table[:, _NOW])
+        self._tables.begin_interval()
         return budget
 
     def peek(self) -> ForceBudget:
@@ -59,8 +55,9 @@ class Ledger:
                 rounding = measured Δ‖w‖² − (alignment + injection + decay + coupling)
 
             is what the rounding of single entries did. `weights` are statistics of the weights
-            after the latest step. A tensor that made no step has zero force and `steps` 0. After
-            infinite or NaN gradients the forces of their tensors are NaN: those are named by it.
+            after the latest step. A tensor that made no step has zero force, `steps` 0, and the
+            norm and statistics of when the ledger last saw it. After infinite or NaN gradients
+            the forces of their tensors are NaN: that names them.
 
         >>> import weibull_kernels as wk
         >>> model = torch.nn.Linear(4, 2)
@@ -72,9 +69,9 @@ class Ledger:
         >>> optimizer.ledger.peek().steps.tolist()
         [3, 3]
         """
+        parameters, names = parameters_of(self._optimizer), names_of(self._optimizer)
         rows = self._rows()
         columns = dict(zip(LEDGER_COLUMNS, rows.unbind(1), strict=True))
-        parameters, names = parameters_of(self._optimizer), names_of(self._optimizer)
         numel = sent(torch.tensor([p.numel() for p in parameters], device="cpu"), rows.device)
         forces: dict[str, Any] = {
             name: columns[name] for name in ("alignment", "injection", "decay", "coupling")
@@ -93,33 +90,6 @@ class Ledger:
             weights=WeightStatistics(names=names, numel=numel, **statistics),
         )
 
-    def open(self) -> None:
-        """Gives a row to every parameter that has none yet, with the weights as they are.
-
-        Parameters keep theirs wherever they move; of those that left the optimizer there is none.
-        """
-        parameters = parameters_of(self._optimizer)
-        homes = [parameter.device for parameter in parameters]
-        if homes == self._homes and all(map(is_, parameters, self._parameters)):
-            return
-        place_of = {id(parameter): place for place, parameter in enumerate(self._parameters)}
-        before = self._gathered()
-        self._tables = {device: _rows(len(parameters), device) for device in dict.fromkeys(homes)}
-        for device, table in self._tables.items():
-            here = [place for place, home in enumerate(homes) if home == device]
-            new = [place for place in here if id(parameters[place]) not in place_of]
-            old = [place for place in here if id(parameters[place]) in place_of]
-            if new:
-                table[_index(new, device)] = _opening([parameters[place] for place in new], self._optimizer)
-            if old:
-                kept = before[_index([place_of[id(parameters[place])] for place in old], before.device)]
-                table[_index(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
-        self._parameters, self._homes = parameters, homes
-
-    def table(self, device: torch.device) -> Tensor:
-        """The rows of the parameters on `device`, float64 [P, 14] by `LEDGER_COLUMNS`: steps write there."""
-        return self._tables[device]
-
     def state_dict(self) -> dict[str, Any]:
         """The ledger as a checkpoint holds it: the names of the columns and a copy of the rows."""
         return {"columns": list(LEDGER_COLUMNS), "rows": self._rows()}
@@ -131,40 +101,84 @@ class Ledger:
             ValueError: it is that of other parameters, or of an unknown format.
         """
         parameters = parameters_of(self._optimizer)
-        homes = [parameter.device for parameter in parameters]
-        require_ledger(saved, rows=len(homes))
-        self._parameters, self._homes, self._tables = parameters, homes, {}
-        for device in dict.fromkeys(homes):
-            rows = saved["rows"].to(device, torch.float64, copy=True)
-            away = [place for place, home in enumerate(homes) if home != device]
-            if away:
-                rows[_index(away, device)] = 0
-            self._tables[device] = rows
-
-    def clear(self) -> None:
-        """Forgets everything; the next step opens new rows."""
-        self._parameters, self._homes, self._tables = [], [], {}
+        require_ledger(saved, rows=len(parameters))
+        self._tables.load(saved["rows"], parameters)
 
     def _rows(self) -> Tensor:
-        """A copy of all rows, [P, 14], on the first device that is not a CPU."""
-        self.open()
-        return self._gathered()
+        """A copy of all rows, [P, 14]."""
+        self._tables.open(parameters_of(self._optimizer), getattr(self._optimizer, "backend", None))
+        return self._tables.gathered()
 
-    def _gathered(self) -> Tensor:
-        if not self._tables:
-            return _rows(0, torch.device("cpu"))
+
+class Tables:
+    """The rows of the ledger where the steps write them: float64 [P, 14] by `LEDGER_COLUMNS` on every device.
+
+    Of the table of a device only the rows of its own parameters are in use.
+    """
+
+    def __init__(self) -> None:
+        self._parameters: list[Tensor] = []  # whose rows there are, in the order of the groups
+        self._homes: list[torch.device] = []  # where each of them was
+        self._by_device: dict[torch.device, Tensor] = {}
+
+    def open(self, parameters: list[Tensor], backend: str | None) -> None:
+        """Gives a row to every parameter that has none yet, with the weights as they are.
+
+        Parameters keep theirs wherever they move; of those that left the optimizer there is none.
+        """
+        homes = [parameter.device for parameter in parameters]
+        if homes == self._homes and all(map(is_, parameters, self._parameters)):
+            return
+        place_of = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        before = self.gathered()
+        tables = {device: _zeros(len(parameters), device) for device in dict.fromkeys(homes)}
+        for device, table in tables.items():
+            here = [place for place, home in enumerate(homes) if home == device]
+            new = [place for place in here if id(parameters[place]) not in place_of]
+            old = [place for place in here if id(parameters[place]) in place_of]
+            if new:
+                table[_index(new, device)] = _opening([parameters[place] for place in new], backend)
+            if old:
+                kept = before[_index([place_of[id(parameters[place])] for place in old], before.device)]
+                table[_index(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
+        self._parameters, self._homes, self._by_device = parameters, homes, tables
+
+    def on(self, device: torch.device) -> Tensor:
+        """The table of a device."""
+        return self._by_device[device]
+
+    def gathered(self) -> Tensor:
+        """A copy of all rows, on the first device that is not a CPU."""
+        if not self._by_device:
+            return _zeros(0, torch.device("cpu"))
         home = next((device for device in self._homes if device.type != "cpu"), self._homes[0])
-        rows = self._tables[home].clone()
-        for device, table in self._tables.items():
+        rows = self._by_device[home].clone()
+        for device, table in self._by_device.items():
             places = [place for place, where in enumerate(self._homes) if where == device != home]
             if places:
                 moved = table[_index(places, device)].to(home, non_blocking=home.type != "cpu")
                 rows[_index(places, home)] = moved
         return rows
 
+    def begin_interval(self) -> None:
+        """Sums begin at zero, from the norms of now."""
+        for table in self._by_device.values():
+            table[:, :_SUMMED].zero_()
+            table[:, _NORM_SQ_START].copy_(table[:, _NORM_SQ])
 
-def _rows(count: int, device: torch.device) -> Tensor:
-    return torch.zeros(count, len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
+    def load(self, rows: Tensor, parameters: list[Tensor]) -> None:
+        """Takes a copy of the rows of all parameters."""
+        self._parameters, self._homes = parameters, [parameter.device for parameter in parameters]
+        self._by_device = {}
+        for device in dict.fromkeys(self._homes):
+            table = _zeros(len(parameters), device)
+            here = [place for place, home in enumerate(self._homes) if home == device]
+            table[_index(here, device)] = rows[_index(here, rows.device)].to(device, torch.float64)
+            self._by_device[device] = table
+
+    def clear(self) -> None:
+        """Forgets everything; the next step opens new rows."""
+        self.__init__()  # type: ignore[misc]
 
 
 def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
@@ -179,11 +193,13 @@ def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
         )
 
 
-def _opening(parameters: list[Tensor], optimizer: AdamW) -> Tensor:
-    """Rows [N, 14] of tensors that have made no step."""
+def _opening(parameters: Sequence[Tensor], backend: str | None) -> Tensor:
+    """Rows [N, 14] of tensors of one device that have made no step."""
     device, nothing = parameters[0].device, [None] * len(parameters)
+    if device.type == "meta":  # no entries yet
+        return _zeros(len(parameters), device)
     one = torch.ones(len(parameters), dtype=torch.float64, device=device)
-    kernel = find_kernel("sums", optimizer.backend, device)
+    kernel = find_kernel("sums", backend, device)
     sums: Sums = kernel(Rows([p.detach() for p in parameters], nothing, nothing, one, one, one))
     known = {
         "norm_sq_start": sums.weight_sq,
@@ -193,5 +209,9 @@ def _opening(parameters: list[Tensor], optimizer: AdamW) -> Tensor:
     return torch.stack([known.get(name, 0 * one).double() for name in LEDGER_COLUMNS], dim=1)
 
 
+def _zeros(rows: int, device: torch.device) -> Tensor:
+    return torch.zeros(rows, len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
+
+
 def _index(places: list[int], device: torch.device) -> Tensor:
-    return sent(torch.tensor(places, device="cpu"), device)
+    return sent(torch.tensor(places, dtype=torch.long, device="cpu"), device)

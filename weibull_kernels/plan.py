@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .kernels.interface import HYPERPARAMETERS, Step, SteppedTensors
-from .optimizers import column, fits, misfit, name_at, settings_of
+from .kernels.memory import sent
+from .optimizers import name_at, parameters_of, settings_of
+from .tensors import fits, misfit, require_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -23,19 +23,21 @@ _DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
 class StepPlan:
     """Every parameter that has a gradient, with its state, by device.
 
+    It does not keep the optimizer, which keeps it: dropped, both would wait for the garbage collector,
+    and the moments with them.
+
     Args:
         optimizer: whose parameters they are.
         begin: makes the state of a weight and its group where there is none.
 
     Raises:
         ValueError: gradient or state do not fit the weight.
-        TypeError: they are sparse or of another kind than the kernels read.
+        TypeError: a weight, its gradient or its state is of a kind that the kernels do not read.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, begin: Callable[[Tensor, dict[str, Any]], _State]
     ) -> None:
-        self._optimizer = optimizer
         by_device: dict[torch.device, list[_Row]] = {}
         place = -1
         for index, group in enumerate(optimizer.param_groups):
@@ -43,64 +45,56 @@ class StepPlan:
                 place += 1
                 if weight.grad is None:
                     continue
+                name = name_at(group, index, position)
+                require_plain(name, weight)
                 if not optimizer.state[weight]:
                     optimizer.state[weight] = begin(weight, group)
-                state = _checked(name_at(group, index, position), weight, optimizer.state[weight], group)
+                state = _checked(name, weight, optimizer.state[weight], group)
                 by_device.setdefault(weight.device, []).append(_Row(weight, *state, index, place))
-        self._batches = [_batch(device, rows) for device, rows in by_device.items()]
-        self._tensors = self._present_tensors()
-        self._facts = self._present_facts()
+        self._batches = [_Batch(device, rows) for device, rows in by_device.items()]
+        self._tensors = _tensors_of(optimizer)
+        self._facts = self._present_facts(optimizer)
 
-    def holds(self) -> bool:
+    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the same tensors are to be stepped and none has moved.
 
         It looks at all of them, since a tensor may be given other memory without a word
         (`weight.data = …`), but at no entry.
         """
-        tensors = self._present_tensors()
+        tensors = _tensors_of(optimizer)
         return (
             len(tensors) == len(self._tensors)
             and all(map(is_, tensors, self._tensors))
-            and self._present_facts() == self._facts
+            and self._present_facts(optimizer) == self._facts
         )
 
     def steps(
         self,
+        optimizer: torch.optim.Optimizer,
         ledger: Callable[[torch.device], Tensor | None],
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
     ) -> Iterator[tuple[torch.device, SteppedTensors, Step]]:
         """What the kernel of each device is to do now, with its part of the ledger."""
         for batch in self._batches:
-            groups = [(self._optimizer.param_groups[index], weight) for index, weight in batch.groups]
-            numbers = chain.from_iterable(_hyperparameters(group, weight) for group, weight in groups)
             yield (
                 batch.device,
                 batch.tensors,
                 Step(
                     grads=[cast(Tensor, weight.grad) for weight in batch.tensors.weights],
-                    hyperparameters=column(numbers, batch.device).reshape(-1, len(HYPERPARAMETERS)),
+                    hyperparameters=batch.hyperparameters(optimizer.param_groups),
                     ledger=ledger(batch.device),
-                    grad_scale=_sent(grad_scale, batch.device),
-                    found_inf=_sent(found_inf, batch.device),
+                    grad_scale=_sent(getattr(optimizer, "grad_scale", None), batch.device),
+                    found_inf=_sent(getattr(optimizer, "found_inf", None), batch.device),
                 ),
             )
 
-    def _present_tensors(self) -> list[Any]:
-        """The weights that have gradients, and their states."""
-        groups, state = self._optimizer.param_groups, self._optimizer.state
-        weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
-        states = [state[weight] for weight in weights]
-        return [*weights, *(found.get(name) for name in ("step", *MOMENTS) for found in states)]
-
-    def _present_facts(self) -> list[list[Any]]:
-        """Where those of the plan lie and how, what their gradients are, and how the groups are cut."""
+    def _present_facts(self, optimizer: torch.optim.Optimizer) -> list[list[Any]]:
+        """Where the tensors of the plan lie and how, what gradients are, and how the groups are cut."""
         tensors: list[Any] = [tensor for tensor in self._tensors if tensor is not None]
         grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.tensors.weights]
         return [
             *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, Tensor.stride, _DTYPE)),
-            *([*map(fact, grads)] for fact in (Tensor.numel, _DTYPE, _LAYOUT)),
-            [(len(group["params"]), group["amsgrad"]) for group in self._optimizer.param_groups],
+            *([*map(fact, grads)] for fact in (type, Tensor.numel, _DTYPE, _LAYOUT)),
+            [(len(group["params"]), group["amsgrad"]) for group in optimizer.param_groups],
         ]
 
 
@@ -114,30 +108,49 @@ class _Row(NamedTuple):
     place: int
 
 
-@dataclass(frozen=True)
 class _Batch:
-    """The tensors of one device, and for each row of their hyperparameters a group and a weight of it."""
+    """The tensors of one device, and the table of their hyperparameters there."""
 
-    device: torch.device
-    tensors: SteppedTensors
-    groups: list[tuple[int, Tensor]]
+    def __init__(self, device: torch.device, rows: list[_Row]) -> None:
+        self.device = device
+        # How c is rounded depends on the dtype of the weight too.
+        kinds = [(row.group, row.weight.dtype) for row in rows]
+        examples = dict(zip(kinds, rows, strict=True))
+        self._groups = [(row.group, row.weight) for row in examples.values()]
+        table_row = {kind: i for i, kind in enumerate(examples)}
+        self.tensors = SteppedTensors(
+            weights=[row.weight for row in rows],
+            exp_avgs=[row.exp_avg for row in rows],
+            exp_avg_sqs=[row.exp_avg_sq for row in rows],
+            max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows],
+            counts=[row.steps_made for row in rows],
+            groups=[table_row[kind] for kind in kinds],
+            places=[row.place for row in rows],
+        )
+        self._sent: tuple[list[float], Tensor] | None = None
+
+    def hyperparameters(self, param_groups: list[dict[str, Any]]) -> Tensor:
+        """`HYPERPARAMETERS` [G, 6]; numbers are sent when they have changed, tensors copied on the device."""
+        numbers: list[float | Tensor] = []
+        for index, weight in self._groups:
+            numbers += _hyperparameters(param_groups[index], weight)
+        known = [0.0 if isinstance(number, Tensor) else number for number in numbers]
+        if self._sent is None or self._sent[0] != known:
+            table = torch.tensor(known, dtype=torch.float64, device="cpu").reshape(-1, len(HYPERPARAMETERS))
+            self._sent = known, sent(table, self.device)
+        table = self._sent[1]
+        for cell, number in enumerate(numbers):
+            if isinstance(number, Tensor):
+                table.view(-1)[cell].copy_(number, non_blocking=self.device.type != "cpu")
+        return table
 
 
-def _batch(device: torch.device, rows: list[_Row]) -> _Batch:
-    # How c is rounded depends on the dtype of the weight too.
-    keys = [(row.group, row.weight.dtype) for row in rows]
-    kinds = {key: (row.group, row.weight) for key, row in zip(keys, rows, strict=True)}
-    place_of = {key: place for place, key in enumerate(kinds)}
-    tensors = SteppedTensors(
-        weights=[row.weight for row in rows],
-        exp_avgs=[row.exp_avg for row in rows],
-        exp_avg_sqs=[row.exp_avg_sq for row in rows],
-        max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows],
-        counts=[row.steps_made for row in rows],
-        groups=[place_of[key] for key in keys],
-        places=[row.place for row in rows],
-    )
-    return _Batch(device, tensors, list(kinds.values()))
+def _tensors_of(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """All parameters, then the weights that have gradients, then their states; None for what is not there."""
+    parameters, state = parameters_of(optimizer), optimizer.state
+    weights = [weight for weight in parameters if weight.grad is not None]
+    states = [state[weight] for weight in weights]
+    return [*parameters, *weights, *(found.get(name) for name in ("step", *MOMENTS) for found in states)]
 
 
 def _checked(
@@ -155,10 +168,14 @@ def _checked(
         if not fits(tensor, weight):
             raise misfit(f"{what} of '{name}'", tensor, weight)
     count = state["step"]
-    if not isinstance(count, Tensor) or count.dtype != torch.float32 or count.device != weight.device:
+    if not isinstance(count, Tensor) or (count.dtype, count.device, count.numel()) != (
+        torch.float32,
+        weight.device,
+        1,
+    ):
         raise ValueError(
-            f"the step of '{name}' must be a float32 tensor on {weight.device}, got {count!r}; pass the "
-            "state through load_state_dict()"
+            f"the step of '{name}' must be a float32 tensor of one entry on {weight.device}, got {count!r}; "
+            "pass the state through load_state_dict()"
         )
     return state["exp_avg"], state["exp_avg_sq"], columns.get("max_exp_avg_sq"), count
 

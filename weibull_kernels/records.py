@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, cast
@@ -96,6 +96,7 @@ class ParquetSink:
         self._schema = _schema((), metadata)
         self._writer: Any = None
         self._booked: dict[tuple[int, str], int] = {}
+        self._last: Callable[[], ForceBudget | None] = lambda: None
         # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
         self._finish = weakref.finalize(self, _to_parquet, self._file, self.path, self._schema, os.getpid())
 
@@ -126,7 +127,11 @@ class ParquetSink:
         columns = _columns_on_host(budget, scalars)
         rows = len(columns["alignment"])
         names = budget.names or tuple(str(row) for row in range(rows))
-        _book_once(columns, names, self._booked)
+        if budget is self._last():  # a drained budget; another covers other steps, even after a rollback
+            _take_out(columns, np.full(rows, True))
+        elif budget.rounding is None and "optimizer_step" in columns:
+            _take_out(columns, _booked_again(columns["optimizer_step"].tolist(), names, self._booked))
+        self._last = weakref.ref(budget)
         columns |= {
             "step": np.full(rows, step),
             "name": names,
@@ -264,18 +269,22 @@ def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[
     return {name: np.broadcast_to(column.reshape(-1), rows) for name, column in known.items()}
 
 
-def _book_once(columns: dict[str, Any], names: tuple[str, ...], booked: dict[tuple[int, str], int]) -> None:
-    """Take the force out of the rows whose optimizer step was written last time already."""
-    if "optimizer_step" not in columns:
-        return
-    counts = columns["optimizer_step"].tolist()
+def _booked_again(
+    counts: list[float], names: tuple[str, ...], booked: dict[tuple[int, str], int]
+) -> np.ndarray:
+    """Which rows have the optimizer step that was written last time already, [P]; these are, from now on."""
     rows = list(enumerate(names))  # two tensors may have the same name
     again = np.array([booked.get(row) == count for row, count in zip(rows, counts, strict=True)])
+    booked.update(zip(rows, map(int, counts), strict=True))
+    return again
+
+
+def _take_out(columns: dict[str, Any], again: np.ndarray) -> None:
+    """Take the force out of the rows that were written before."""
     for column in (*_FORCES, "rounding", "steps"):
         if column in columns:
             columns[column] = np.where(again, 0, columns[column])
     columns["norm_sq"] = np.where(again, columns["norm_sq_after"], columns["norm_sq"])
-    booked.update(zip(rows, counts, strict=True))
 
 
 def _arrow(column: Any, kind: pa.DataType, rows: int) -> pa.Array:

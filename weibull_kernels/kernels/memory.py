@@ -39,31 +39,30 @@ def flat_to_step(
 ) -> Iterator[tuple[SteppedTensors, Sequence[Tensor]]]:
     """The same with the entries of a row in one order in memory, to be stepped in place.
 
-    Where the orders differ, or a weight has gaps, these are copies, and what was written into them
-    is put where it belongs at the end. Gradients are written only where a scaler `unscales` them.
+    What is in another order than its weight, and a row whose weight has gaps, is copied, and what was
+    written into a copy is put where it belongs at the end. Gradients are written only where a
+    scaler `unscales` them.
     """
-    if "in_one_order" not in tensors.prepared:
-        tensors.prepared["in_one_order"] = all(map(_in_one_order, *_columns(tensors)))
-        tensors.prepared["contiguous"] = all(weight.is_contiguous() for weight in tensors.weights)
-    if tensors.prepared["in_one_order"] and _grads_in_order(tensors, grads):
-        yield tensors, grads
-        return
-
     copied: list[tuple[Tensor, Tensor]] = []
-
-    def copy(tensor: Tensor | None, *, written: bool = True) -> Any:
-        if tensor is None:
-            return None
-        alike = tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
-        if written:
-            copied.append((tensor, alike))
-        return alike
-
-    flat_grads = [copy(grad, written=unscales) for grad in grads]
-    flat = [[copy(tensor) for tensor in column] for column in _columns(tensors)]
+    flat = tensors
+    if rows := _rows_out_of_order(tensors):
+        columns = [list(column) for column in _columns(tensors)]
+        for column in columns:
+            for row in rows:
+                if column[row] is not None:
+                    copied.append((column[row], column[row].clone(memory_format=torch.contiguous_format)))
+                    column[row] = copied[-1][1]
+        order = tensors.counts, tensors.groups, tensors.places
+        flat = SteppedTensors(columns[0], columns[1], columns[2], columns[3], *order)
+    if rows := _grads_out_of_order(flat, grads):
+        grads = list(grads)
+        for row in rows:
+            alike = torch.empty_like(flat.weights[row], dtype=grads[row].dtype).copy_(grads[row])
+            if unscales:
+                copied.append((grads[row], alike))
+            grads[row] = alike
     _require_writable(original for original, _ in copied)
-    rows = tensors.counts, tensors.groups, tensors.places
-    yield SteppedTensors(flat[0], flat[1], flat[2], flat[3], *rows), flat_grads
+    yield flat, grads
     for original, alike in copied:
         original.copy_(alike)
 
@@ -81,18 +80,29 @@ def _columns(tensors: SteppedTensors) -> tuple[Sequence[Any], ...]:
     return tensors.weights, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs
 
 
+def _rows_out_of_order(tensors: SteppedTensors) -> list[int]:
+    """Rows whose weight has gaps, or moments in another order; worked out once."""
+    if "out of order" not in tensors.prepared:
+        in_order = map(_in_one_order, *_columns(tensors))
+        tensors.prepared["out of order"] = [row for row, holds in enumerate(in_order) if not holds]
+        tensors.prepared["contiguous"] = all(map(Tensor.is_contiguous, tensors.weights))
+    rows: list[int] = tensors.prepared["out of order"]
+    return rows
+
+
 def _in_one_order(weight: Tensor, *others: Tensor | None) -> bool:
     if weight.is_contiguous():
         return all(other is None or other.is_contiguous() for other in others)
     return _is_dense(weight) and all(other is None or other.stride() == weight.stride() for other in others)
 
 
-def _grads_in_order(tensors: SteppedTensors, grads: Sequence[Tensor]) -> bool:
-    if any(map(Tensor.is_neg, grads)):  # a sign that torch keeps beside the memory
-        return False
-    if tensors.prepared["contiguous"]:
-        return all(map(Tensor.is_contiguous, grads))
-    return all(map(_in_one_order, tensors.weights, grads))
+def _grads_out_of_order(tensors: SteppedTensors, grads: Sequence[Tensor]) -> list[int]:
+    # A negative view has a sign that torch keeps beside the memory.
+    negative = any(map(Tensor.is_neg, grads))
+    if not negative and tensors.prepared.get("contiguous") and all(map(Tensor.is_contiguous, grads)):
+        return []
+    rows = enumerate(zip(tensors.weights, grads, strict=True))
+    return [row for row, (weight, grad) in rows if grad.is_neg() or not _in_one_order(weight, grad)]
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:

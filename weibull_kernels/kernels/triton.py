@@ -328,6 +328,8 @@ class StepTables:
     def addresses(self, grads: Sequence[Tensor]) -> Tensor:
         """Where the gradients lie, [P] int64; sent again only when one has moved."""
         found = [grad.data_ptr() for grad in grads]
+        if any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
+            raise ValueError("a gradient has no memory; was its storage freed?")
         if self._grads is None or self._grads[0] != found:
             self._grads = found, sent(torch.tensor(found, dtype=torch.int64, device="cpu"), self.device)
         return self._grads[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .interface import HYPERPARAMETERS, LEDGER_COLUMNS
 from .triton_language import (
     CHUNK_COLUMNS,
     COLUMNS,
@@ -24,12 +25,12 @@ WEIGHT_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, COUNT_AT, NUMEL, FIRST_
     tl.constexpr, range(9)
 )
 STEPPED_COLUMNS = tl.constexpr(9)
-# Of the hyperparameters and of the ledger, in the order of `interface.py`.
-LR, DECAY_FACTOR, BETA1, BETA2, EPS, SIGN = map(tl.constexpr, range(6))
-HYPERPARAMETER_COLUMNS = tl.constexpr(6)
-ALIGNMENT, INJECTION, DECAY, COUPLING, CHANGE, STEPS = map(tl.constexpr, range(6))
-NORM_SQ_START, NORM_SQ, LOG_SUM = map(tl.constexpr, range(6, 9))
-LEDGER_COLUMNS, STEP = tl.constexpr(14), tl.constexpr(13)
+LR, DECAY_FACTOR, BETA1, BETA2, EPS, SIGN = map(tl.constexpr, range(len(HYPERPARAMETERS)))
+HYPERPARAMETER_COLUMNS = tl.constexpr(len(HYPERPARAMETERS))
+ALIGNMENT, INJECTION, DECAY, COUPLING, CHANGE, STEPS, NORM_SQ_START, NORM_SQ, LOG_SUM, *_, STEP = map(
+    tl.constexpr, range(len(LEDGER_COLUMNS))
+)
+LEDGER_WIDTH = tl.constexpr(len(LEDGER_COLUMNS))
 # Partial sums: ⟨w,u⟩, ‖u‖², ‖w‖², then five statistics in the order of the ledger, then the change of ‖w‖².
 FIRST_STATISTIC = tl.constexpr(3)
 STEP_COLUMNS = tl.constexpr(9)
@@ -169,7 +170,10 @@ def step_block(columns, max_exp_avg_sq_ptr, at, valid, grad_scale, numbers, WHOL
     u = raw_update(m, v, scaled_eps)
     w = read(weight_ptr, at, valid, 0.0, WHOLE).to(rate.dtype)
     stored = write(weight_ptr, at, tl.fma(-rate, u, without(lost, w)), valid, WHOLE)
-    return w, u, stored.to(rate.dtype)
+    after = stored.to(rate.dtype)
+    if not WHOLE:
+        after = tl.where(valid, after, 0.0)  # NaN where the numbers are
+    return w, u, after
 
 
 @triton.jit
@@ -327,5 +331,5 @@ def finish_steps(
         chunks = (tl.load(row_ptr + NUMEL) + CHUNK - 1) // CHUNK
         first = partials_ptr + tl.load(row_ptr + FIRST_PARTIAL) * STEP_COLUMNS
         sums = add_partials(first, chunks, STEP_COLUMNS, STEP_WIDTH, BLOCK)
-        book(ledger_ptr + tl.load(row_ptr + PLACE) * LEDGER_COLUMNS, sums, lr, lost, scale, step)
+        book(ledger_ptr + tl.load(row_ptr + PLACE) * LEDGER_WIDTH, sums, lr, lost, scale, step)
     tl.store(tl.load(row_ptr + COUNT_AT).to(tl.pointer_type(tl.float32)), step)
