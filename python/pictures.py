@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 import weibull_kernels as wk
 from weibull_kernels.phases import find_phases, moving_average
 from weibull_kernels.records import force_series
+from weibull_kernels.report import role_series
 
 # Okabe and Ito's colours, told apart with any colour vision.
 FORCES = {"alignment": "#0072B2", "injection": "#E69F00", "decay": "#D55E00"}
@@ -26,7 +27,14 @@ MATRICES = {
 }
 VECTORS = {"norm": "#CC79A7", "bias": "#666666"}
 # Backgrounds that differ in lightness too.
-PHASES = {"rise": "#DCE9F5", "balance": "#FFFFFF", "relaxation": "#F6E3D3", "undefined": "#DDDDDD"}
+PHASES = {
+    "plateau": "#EFEFEF",
+    "rise": "#DCE9F5",
+    "overshoot": "#FBF1CF",
+    "relaxation": "#F6E3D3",
+    "balance": "#FFFFFF",
+    "undefined": "#DDDDDD",
+}
 
 STYLE = {
     "font.size": 10,
@@ -44,7 +52,7 @@ def draw_forces(records: pa.Table, path: Path) -> None:
     """The three forces on the transmission weights over the run, and their shares, as a PNG."""
     step, sums = force_series(records, *wk.TRANSMISSION)
     series = per_step(sums)
-    mean = moving_average(step, series)
+    mean = moving_average(step, sums)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 7.5), layout="constrained")
         forces, shares = figure.subplots(2, sharex=True)
@@ -76,7 +84,10 @@ def draw_forces(records: pa.Table, path: Path) -> None:
 
 
 def draw_sigma(records: pa.Table, path: Path) -> None:
-    """σ of each role over the run, with the phases of the transmission weights shaded, as a PNG."""
+    """σ of each role over the run, and λ where the records have it, as a PNG.
+
+    The phases of the transmission weights are shaded.
+    """
     step, transmission = force_series(records, *wk.TRANSMISSION)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 8), layout="constrained")
@@ -85,8 +96,10 @@ def draw_sigma(records: pa.Table, path: Path) -> None:
         matrices.plot(
             step, rms(transmission), color="black", linewidth=1.2, linestyle=":", label="transmission"
         )
-        matrices.set_title("Root mean square of the weights; phases of the transmission weights", pad=22)
-        matrices.set_ylabel("σ = √(‖w‖²/n) of matrices")
+        fitted = "scale" in records.column_names
+        lines = "σ and Weibull scale λ" if fitted else "Root mean square"
+        matrices.set_title(f"{lines} of the weights; phases of the transmission weights", pad=22)
+        matrices.set_ylabel("σ = √(‖w‖²/n), and λ, of matrices" if fitted else "σ = √(‖w‖²/n) of matrices")
         draw_roles(vectors, records, VECTORS)
         vectors.set_ylabel("σ of vectors")
         first = records["name"].to_numpy(zero_copy_only=False) == records["name"][0].as_py()
@@ -102,12 +115,23 @@ def draw_sigma(records: pa.Table, path: Path) -> None:
 
 
 def draw_roles(axes: Axes, records: pa.Table, colours: dict[str, str]) -> None:
-    """A line of σ for each role that occurs, on a logarithmic axis with plain numbers."""
+    """A line of σ for each role that occurs, on a logarithmic axis with plain numbers.
+
+    And a dashed one of λ in the same colour through the records that have it.
+    """
     present = set(records["role"].to_pylist())
+    dashed = False
     for role, colour in colours.items():
         if role in present:
             step, series = force_series(records, role)
             axes.plot(step, rms(series), color=colour, linewidth=2, label=role.replace("_", " "))
+            if "scale" in records.column_names:
+                scale = role_series(records, role, "scale")
+                known = ~np.isnan(scale)
+                axes.plot(step[known], scale[known], color=colour, linewidth=1.5, linestyle="--")
+                dashed |= bool(known.any())
+    if dashed:
+        axes.plot([], [], color="#444444", linewidth=1.5, linestyle="--", label="λ")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
@@ -124,7 +148,8 @@ def per_step(sums: wk.ForceBudget) -> wk.ForceBudget:
 
 def rms(series: wk.ForceBudget) -> np.ndarray:
     """σ after the last step of each record, [T]."""
-    after = series.norm_sq + series.predicted_change + series.rounding
+    rounding = 0 if series.rounding is None else series.rounding
+    after = series.norm_sq + series.predicted_change + rounding
     return np.sqrt(after / series.numel)
 
 

@@ -1,10 +1,11 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink, read_records
-from weibull_kernels.report import budget_table, phase_table
+from weibull_kernels.report import budget_table, phase_table, role_series
 
 
 def cells(table):
@@ -144,7 +145,7 @@ def records(tmp_path):
 
 
 def test_by_role_and_phase(records):
-    lines = [line.split() for line in phase_table(records).splitlines() if line.strip()][2:]
+    lines = [line.split() for line in phase_table(records).splitlines() if line.strip()][3:]
     # role, phase, from, of run, alignment, injection, decay, net, σ; the role is said once. The average
     # over five records carries each phase two records into the next. σ is that after the last record.
     assert lines[0][:4] == ["ffn", "rise", "1", "52"]
@@ -157,13 +158,68 @@ def test_by_role_and_phase(records):
 
 def test_by_role_and_phase_with_rounding(tmp_path):
     text = phase_table(of_a_run(tmp_path / "run.parquet", rounding=np.array([0.5, -4e-9])))
-    lines = [line.split() for line in text.splitlines() if line.strip()][2:]
+    lines = [line.split() for line in text.splitlines() if line.strip()][3:]
     # In the rise the absolute budget is 4 fifty times and 2 twice, in the relaxation 2 and then 4.
     assert lines[0][7:] == ["-1.0e-07", "+49.0", "0.20000"]
     assert lines[2][3:] == ["+26.2", "+0.0", "-73.8", "-1.0e-07", "-47.6", "0.14142"]
     assert lines[3][4:] == ["+50.0", "+0.0", "-50.0", "+25.0", "+0.0", "0.21213"]
-    assert "rounding %" in text
+    assert "rounding" in text.splitlines()[0]
     assert max(map(len, text.splitlines())) <= 120
+
+
+def with_fits(records, last=100):
+    """k and λ of the FFN as they might be written: every tenth step up to `last`, and null elsewhere."""
+    step = records["step"].to_numpy()
+    known = (records["role"].to_numpy(zero_copy_only=False) == "ffn") & (step % 10 == 0) & (step <= last)
+    for name, values in (("k", 1.2 - step / 1e4), ("scale", 0.1 + step / 1e3)):
+        records = records.append_column(name, pa.array(values, mask=~known))
+    return records
+
+
+def test_by_role_and_phase_with_the_weibull_shape(records):
+    text = phase_table(with_fits(records))
+    lines = [line.split() for line in text.splitlines() if line.strip()][3:]
+    # λ rises to the last record: the phases do not change, the ends have the last k and λ before them.
+    assert lines[0][1:4] == ["rise", "1", "52"]
+    assert lines[0][-3:-1] == ["1.1950", "0.15000"]
+    assert lines[1][-3:-1] == ["1.1930", "0.17000"]
+    assert lines[2][-3:-1] == ["1.1900", "0.20000"]
+    assert lines[3][0] == "head"
+    assert lines[3][-3:] == ["–", "–", "0.20000"]
+    transmission = next(line for line in lines if line[0] == "transmission")
+    assert transmission[-3:-1] == ["–", "–"]
+    assert phase_table(with_fits(records, last=0)).count("–") >= 2 * len(lines)
+
+
+def test_the_widest_phase_table_is_whole(tmp_path):
+    records = of_a_run(tmp_path / "run.parquet", rounding=np.array([0.5, -4e-9]))
+    names = ["attention_output" if role == "head" else role for role in records["role"].to_pylist()]
+    records = records.set_column(records.column_names.index("role"), "role", pa.array(names))
+    text = phase_table(with_fits(records))
+    assert max(map(len, text.splitlines())) <= 120
+    assert any(line.split()[0] == "attention_output" for line in text.splitlines() if line.strip())
+    for heading in ("alignment", "injection", "decay", "rounding", "net", "k", "λ", "σ"):
+        assert heading in text.splitlines()[0].split()
+
+
+def test_the_peak_of_the_scale_decides_over_that_of_sigma(records):
+    """Past the peak of λ, but within a hundredth of it, the last twenty steps overshoot."""
+    step = records["step"].to_numpy()
+    scale = np.where(step < 50, 0.1, 0.2 - 1e-6 * step)
+    text = phase_table(records.append_column("k", pa.array(scale)).append_column("scale", pa.array(scale)))
+    ffn = [line.split() for line in text.splitlines() if line.strip()][3:6]
+    assert ffn[2][:3] == ["overshoot", "79", "22"]
+
+
+def test_what_is_known_of_a_role_over_the_run(records):
+    scale = role_series(with_fits(records), "ffn", "scale")
+    assert scale.shape == (100,)
+    assert np.flatnonzero(~np.isnan(scale)).tolist() == list(range(9, 100, 10))
+    assert scale[9] == pytest.approx(0.11)
+    assert np.isnan(role_series(with_fits(records), "head", "scale")).all()
+    assert np.isnan(role_series(with_fits(records), "transmission", "k")).sum() == 100
+    with pytest.raises(KeyError):
+        role_series(records, "ffn", "scale")
 
 
 def test_no_records_make_no_table(records):

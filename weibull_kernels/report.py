@@ -49,11 +49,14 @@ def budget_table(budget: ForceBudget) -> str:
 def phase_table(records: pa.Table) -> str:
     """The budget of a run by role and by phase of training, as plain text.
 
-    The phases are those of `find_phases`, for each role its own, in the order they first
+    The phases are those of `find_phases` (plateau, rise, overshoot, relaxation, balance) along λ
+    where the records have it and σ where not, for each role its own, in the order they first
     occur. The forces are those of the records in the phase, summed, as signed shares in per
     cent of their absolute budget, and so are their net and, where the records have it, `rounding`.
     `from` is the step of the first record in the phase, `of run` the part of the records in it (a
-    phase that comes back is still one row), σ that after its last record.
+    phase that comes back is still one row), σ that after its last record. Where the records have
+    columns `k` and `scale`, the Weibull shape and λ of the row's role, the last ones known in the
+    phase stand beside σ; there are none of several roles together.
 
     Args:
         records: from `read_records`.
@@ -64,7 +67,18 @@ def phase_table(records: pa.Table) -> str:
     if records.num_rows == 0:
         raise ValueError("there are no records to make a table of; was the sink ever written to?")
     shares = _SHARES[: 3 if records["rounding"].null_count == records.num_rows else 4]
-    table = _table("role", "phase", "from", "of run %", *shares, "net %", "σ at end")
+    fitted = {"k", "scale"} <= set(records.column_names)
+    headings = (
+        "from",
+        "of run %",
+        *shares,
+        "net %",
+        *(("k at end", "λ at end") if fitted else ()),
+        "σ at end",
+    )
+    # On two lines each, so that all of them fit.
+    folded = (heading.replace(" %", "\n%").replace(" at", "\nat") for heading in headings)
+    table = _table("role", "phase", *folded)
     present = _in_order(records["role"].to_pylist())
     groups: list[tuple[str, tuple[str, ...]]] = [(role, (role,)) for role in present]
     if set(present) & set(TRANSMISSION):
@@ -72,17 +86,53 @@ def phase_table(records: pa.Table) -> str:
     for label, roles in [*groups, ("all", ())]:
         table.add_section()
         step, series = force_series(records, *roles)
-        phases = find_phases(step, series)
+        shape, scale = (role_series(records, label, column) if fitted else None for column in ("k", "scale"))
+        phases = find_phases(step, series, scale)
         for phase in dict.fromkeys(phases.tolist()):
             rows = np.flatnonzero(phases == phase)
             part = _summed(series, rows)
             net = _percent(part.predicted_change, part.absolute)
             last = _summed(series, rows[-1:])
             sigma = _rms(last.norm_sq + _change(last), last.numel)
+            fit = (
+                []
+                if shape is None or scale is None
+                else [_last_known(shape, rows, 4), _last_known(scale, rows, 5)]
+            )
             of_run = f"{100 * len(rows) / len(step):.0f}"
-            table.add_row(label, phase, str(step[rows[0]]), of_run, *_shares(part), net, sigma)
+            table.add_row(label, phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
             label = ""  # said once
     return _plain(table)
+
+
+def role_series(records: pa.Table, role: str, column: str) -> np.ndarray:
+    """A number that is the same for all tensors of a role, such as its `k` or `scale`, over the run.
+
+    Args:
+        records: from `read_records`.
+        role: the rows of which to take; of one that no tensor has, nothing is known.
+        column: of the records.
+
+    Returns:
+        float64 [T], a value for each step that `force_series(records, role)` has (each step of the
+        records where no tensor has the role), NaN where none is known.
+
+    Raises:
+        KeyError: the records have no such column.
+    """
+    values = records[column].to_numpy(zero_copy_only=False).astype(np.float64)
+    chosen = records["role"].to_numpy(zero_copy_only=False) == role
+    step = records["step"].to_numpy()
+    steps = np.unique(step[chosen] if chosen.any() else step)
+    found = np.full(len(steps), np.nan)
+    known = chosen & ~np.isnan(values)
+    found[np.searchsorted(steps, step[known])] = values[known]
+    return found
+
+
+def _last_known(column: np.ndarray, rows: np.ndarray, digits: int) -> str:
+    known = column[rows][~np.isnan(column[rows])]
+    return f"{known[-1]:.{digits}f}" if len(known) else _NOTHING
 
 
 def _groups(budget: ForceBudget) -> list[tuple[str, np.ndarray]]:
