@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .columns import Columns
-from .roles import TRANSMISSION, roles_of
+from .roles import matching_rows, roles_of
 from .statistics import WeightStatistics
 
 Array = Any
@@ -226,21 +225,7 @@ class ForceBudget(Columns):
             raise ValueError(
                 f"this budget has no names to match {role or pattern!r} with; give names= to from_sums"
             )
-        wanted = TRANSMISSION if role == "transmission" else (role,)
-        rows = [
-            row
-            for row, (name, its_role) in enumerate(zip(self.names, self.roles, strict=True))
-            if fnmatchcase(name, pattern) and (role is None or its_role in wanted)
-        ]
-        if not rows:
-            what = f"the name pattern {pattern!r}" if role is None else f"{pattern!r} and role {role!r}"
-            here = ", ".join(sorted(set(self.roles)))
-            raise ValueError(
-                f"no tensor matches {what}; the {len(self.names)} names begin with "
-                f"{', '.join(self.names[:3])}, the roles are {here}. Positions such as 0.0 become names with "
-                "forces(optimizer, model)"
-            )
-        return rows
+        return matching_rows(self.names, self.roles, pattern, role)
 
     def _summed(self, name: str, role: str | None) -> ForceBudget:
         def reduced(field: str) -> Array:

@@ -115,7 +115,7 @@ def read_optimizer(
         ValueError: a parameter that `model` does not own, or the wrong number of learning rates.
     """
     _require_known_update(optimizer)
-    names = None if model is None else _names_in(model)
+    names = None if model is None else names_in(model)
     rates = _rates(lr, len(optimizer.param_groups))
     rows: list[Row] = []
     seen: set[int] = set()
@@ -230,7 +230,8 @@ def _module_of_step(optimizer: torch.optim.Optimizer) -> str:
     return str(inspect.unwrap(type(optimizer).step).__module__)
 
 
-def _names_in(model: torch.nn.Module) -> dict[int, str]:
+def names_in(model: torch.nn.Module) -> dict[int, str]:
+    """Names of a model's parameters by their identity, without what wrappers put before them."""
     names = {}
     for name, parameter in model.named_parameters():
         for wrapper in _WRAPPERS:

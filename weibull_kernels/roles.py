@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 ROLES = ("attention_output", "ffn", "qkv", "embedding", "head", "norm", "bias", "other")
@@ -69,3 +69,25 @@ def _built_in_role(name: str) -> str:
 def roles_of(names: Iterable[str], overrides: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """`role_of` each name."""
     return tuple(role_of(name, overrides) for name in names)
+
+
+def matching_rows(names: Sequence[str], roles: Sequence[str], pattern: str, role: str | None) -> list[int]:
+    """Positions of the names that match a pattern and have a role; "transmission" is two of them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wanted = TRANSMISSION if role == "transmission" else (role,)
+    rows = [
+        row
+        for row, (name, its_role) in enumerate(zip(names, roles, strict=True))
+        if fnmatchcase(name, pattern) and (role is None or its_role in wanted)
+    ]
+    if not rows:
+        what = f"the name pattern {pattern!r}" if role is None else f"{pattern!r} and role {role!r}"
+        raise ValueError(
+            f"no tensor matches {what}; the {len(names)} names begin with {', '.join(names[:3])}, the roles "
+            f"are {', '.join(sorted(set(roles)))}. Positions such as 0.0 become names where the model, or "
+            "named parameters, are given"
+        )
+    return rows
