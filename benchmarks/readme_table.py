@@ -83,6 +83,27 @@ def steps_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def fits_table(results: list[dict[str, Any]]) -> str:
+    """A row for every machine and list of weights that were fitted."""
+    lines = [
+        "| machine | 14.2M weights | statistics and fit, ms | npm-weibull-py | sort, least squares | off in k, λ |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        for key, entry in result.get("fits", {}).items():
+            rivals = entry["rival_to_ours"]
+            cells = [
+                result["machine"],
+                key,
+                f"{entry['ms']['ours']['median']:.3g}",
+                _times(rivals["npm-weibull-py"]),
+                _times(rivals["sort"]),
+                f"{entry['errors']['ours']:.0e}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def headline(results: list[dict[str, Any]]) -> str:
     """One sentence of the first machine that has the figures."""
     result = next(result for result in results if "threads" in result)
@@ -103,7 +124,7 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n\n".join([note, *(table(result) for result in results)])
 
 
-SECTIONS = {"headline": headline, "steps": steps_table, "benchmarks": tables}
+SECTIONS = {"headline": headline, "steps": steps_table, "fits": fits_table, "benchmarks": tables}
 
 
 def rewritten(readme: str) -> str:

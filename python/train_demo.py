@@ -13,6 +13,7 @@ from text import library_source
 from torch import Tensor
 from training import Run, Settings, train
 
+import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.report import budget_table, phase_table
 
@@ -87,6 +88,7 @@ def demonstrate(settings: Settings, out: Path) -> None:
     print(f"The budget of the run by role and phase\n\n{phase_table(records)}\n")
     say_timing(run)
     say_closure(run, records)
+    say_super_weights(run, records)
     draw_forces(records, out / "forces.png")
     draw_sigma(records, out / "sigma.png")
     print(f"written: {records_path}, {out / 'forces.png'}, {out / 'sigma.png'}")
@@ -120,6 +122,24 @@ def say_closure(run: Run, records: pa.Table) -> None:
     print(f"rounding    measured Δ‖w‖² − forces: {rounding:+.1e} of the absolute budget of the run")
     print(f"            and in a record at most {closure.of_bound:.2f} of what float32 entries may lose")
     print(f"closure     |forces + rounding − Δ‖w‖²| at most {closure.of_budget:.1e} of the absolute budget")
+
+
+def say_super_weights(run: Run, records: pa.Table) -> None:
+    """How much of the alignment in the rise hangs on a thousandth of the entries."""
+    phases = dict(zip(*phases_of_transmission(records), strict=True))
+    found = run.super_weights
+    rise = [shares for step, shares in zip(found.steps, found.shares, strict=True) if phases[step] == "rise"]
+    if not rise:
+        return
+    whole, left = (100 * sum(shares) / len(rise) for shares in zip(*rise, strict=True))
+    print(f"alignment   {whole:+.1f} % of the transmission budget in the rise, {left:+.1f} % without the")
+    print(f"            largest {100 * found.fraction:g} % of |w·u|: {left - whole:+.2f} points")
+
+
+def phases_of_transmission(records: pa.Table) -> tuple[list[int], list[str]]:
+    """The recorded steps and the phase of each."""
+    step, series = force_series(records, *wk.TRANSMISSION)
+    return step.tolist(), wk.find_phases(step, series).tolist()
 
 
 if __name__ == "__main__":

@@ -151,6 +151,37 @@ class Stopwatch:
 
 
 @dataclass
+class SuperWeights:
+    """Alignment shares of the transmission weights, with all entries and without the largest |w·u|."""
+
+    fraction: float = 1e-3
+    steps: list[int] = field(default_factory=list)
+    shares: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the last step; slow, so now and then."""
+        budgets = wk.forces(optimizer), wk.without_super_weights(optimizer, fraction=self.fraction)
+        whole, left = (budget.total(role="transmission").shares().alignment.item() for budget in budgets)
+        self.steps.append(step)
+        self.shares.append((whole, left))
+
+
+def fits_by_role(optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
+    """Shape `k` and `scale` λ of the role of each parameter, [P]: one fit to all tensors of a role."""
+    named = [
+        item
+        for group in optimizer.param_groups
+        for item in zip(group["param_names"], group["params"], strict=True)
+    ]
+    statistics = wk.weight_statistics(named)
+    totals = {role: statistics.total(role=role) for role in dict.fromkeys(statistics.roles)}
+    fits = {role: wk.fit_weibull(total, on_degenerate="mark") for role, total in totals.items()}
+    return {
+        name: [float(getattr(fits[role], name)[0]) for role in statistics.roles] for name in ("k", "scale")
+    }
+
+
+@dataclass
 class Run:
     """What a training run leaves behind, next to its records."""
 
@@ -158,6 +189,7 @@ class Run:
     training: Stopwatch
     recording: Stopwatch
     closure: Closure = field(default_factory=Closure)
+    super_weights: SuperWeights = field(default_factory=SuperWeights)
     last_budget: wk.ForceBudget | None = None
     step: int = 0
     interrupted: bool = False
@@ -200,10 +232,13 @@ def train(
                     run.last_budget = optimizer.ledger.drain()
                     if sink is not None:
                         tokens_seen = step * settings.batch * settings.context
-                        sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **rates(optimizer))
+                        described = rates(optimizer) | fits_by_role(optimizer)
+                        sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **described)
                 after = norms_sq(weights)
                 run.closure.add(run.last_budget, after - before, weights)
                 before = after
+                if step % (10 * settings.every) == 0:
+                    run.super_weights.add(step, optimizer)
             scheduler.step()
             run.step = step
             if report is not None and recorded:

@@ -8,11 +8,14 @@ from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
 from .ledger import Ledger
 from .measure import forces
-from .phases import PHASES, find_phases
+from .phases import PHASES, RunSummary, find_phases, summarize_run
+from .reconstruction import BRIDGES, ReconstructionErrors, integrate_forces, reconstruction_error
 from .records import ParquetSink, read_records
 from .report import budget_table, phase_table
 from .roles import ROLES, TRANSMISSION, role_of
-from .statistics import WeightStatistics
+from .statistics import WeightStatistics, weight_statistics
+from .super_weights import without_super_weights
+from .weibull import WeibullFit, fit_weibull
 
 try:
     __version__ = _version("weibull-kernels")
@@ -20,6 +23,7 @@ except _PackageNotFoundError:  # run from a checkout, without installing it
     __version__ = "0+checkout"
 
 __all__ = [
+    "BRIDGES",
     "PHASES",
     "ROLES",
     "TRANSMISSION",
@@ -29,13 +33,22 @@ __all__ = [
     "ForceBudget",
     "Ledger",
     "ParquetSink",
+    "ReconstructionErrors",
+    "RunSummary",
     "Shares",
+    "WeibullFit",
     "WeightStatistics",
     "backends",
     "budget_table",
     "find_phases",
+    "fit_weibull",
     "forces",
+    "integrate_forces",
     "phase_table",
     "read_records",
+    "reconstruction_error",
     "role_of",
+    "summarize_run",
+    "weight_statistics",
+    "without_super_weights",
 ]
