@@ -92,7 +92,9 @@ class StepPlan:
         tensors: list[Any] = [tensor for tensor in self._tensors if tensor is not None]
         grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.tensors.weights]
         return [
-            *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, Tensor.stride, _DTYPE)),
+            *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, _DTYPE)),
+            # Of most, not to make a tuple of each.
+            [None if tensor.is_contiguous() else tensor.stride() for tensor in tensors],
             *([*map(fact, grads)] for fact in (type, Tensor.numel, _DTYPE, _LAYOUT)),
             [(len(group["params"]), group["amsgrad"]) for group in optimizer.param_groups],
         ]
@@ -150,7 +152,9 @@ def _tensors_of(optimizer: torch.optim.Optimizer) -> list[Any]:
     parameters, state = parameters_of(optimizer), optimizer.state
     weights = [weight for weight in parameters if weight.grad is not None]
     states = [state[weight] for weight in weights]
-    return [*parameters, *weights, *(found.get(name) for name in ("step", *MOMENTS) for found in states)]
+    amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
+    names = ("step", *(MOMENTS if amsgrad else MOMENTS[:2]))
+    return [*parameters, *weights, *(found.get(name) for name in names for found in states)]
 
 
 def _checked(
