@@ -17,6 +17,7 @@ from weibull_kernels.records import ParquetSink
 BETAS = (0.9, 0.95)
 CLIP = 1.0
 FINAL_LR = 0.05  # of the peak, at the end of the cosine
+FITTED = 5  # records from one Weibull fit of the weights to the next
 ROUNDING = 2.0**-24  # of one fp32 operation, relative
 
 
@@ -216,6 +217,7 @@ def train(
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     run = Run(model, training=Stopwatch(device), recording=Stopwatch(device))
     before = norms_sq(weights)
+    unfitted = dict.fromkeys(("k", "scale"), [math.nan] * len(weights))
     try:
         for step in range(1, settings.steps + 1):
             recorded = step % settings.every == 0 or step == settings.steps
@@ -232,7 +234,8 @@ def train(
                     run.last_budget = optimizer.ledger.drain()
                     if sink is not None:
                         tokens_seen = step * settings.batch * settings.context
-                        described = rates(optimizer) | fits_by_role(optimizer)
+                        fitted = step % (FITTED * settings.every) == 0 or step == settings.steps
+                        described = rates(optimizer) | (fits_by_role(optimizer) if fitted else unfitted)
                         sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **described)
                 after = norms_sq(weights)
                 run.closure.add(run.last_budget, after - before, weights)

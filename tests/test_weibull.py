@@ -459,3 +459,12 @@ class TestResult:
         assert table.method.tolist() == ["mle", "mle"]
         assert table.reason.isna().tolist() == [True, False]
         assert table.scale[0] == fit.scale[0]
+
+
+@pytest.mark.parametrize("sigma", [2e-5, 1e-4, 4e-4, 1e-2])
+def test_small_weights_of_float16_are_fitted_as_exactly_as_others(sigma):
+    weight = (sigma * torch.randn(200_000)).half()
+    found, exact = fit_weibull(weight), fit_weibull(weight, route="exact")
+    assert found.k == pytest.approx(exact.k, rel=3e-4)
+    assert found.scale == pytest.approx(exact.scale, rel=3e-4)
+    assert found.route == ("histogram" if sigma > 2**-11 else "exact")

@@ -34,6 +34,8 @@ FEWEST = 20
 HISTOGRAM_ENTRIES = 100_000
 FULLEST_BIN = 1 / 32
 """From how many entries on a tensor's histogram will do, and what part of them a bin of it may hold."""
+SPARSE_FLOAT16 = 2.0**-11
+"""σ under which the tenth of smallest float16 weights reaches its subnormal numbers."""
 BATCH_ENTRIES = 1 << 20
 """Of tensors that are sorted and then fitted together."""
 
@@ -371,7 +373,10 @@ def _from_tensors(named: list[tuple[str, Tensor]], route: str | None) -> Iterato
     if len(counted):
         sample = _from_statistics(weight_statistics([named[row] for row in counted]))
         yield counted, sample
-        exact[counted] = ~sample.fine & (route is None)
+        # Where float16 is subnormal a bin holds a few of its values only, or none.
+        half = np.array([named[row][1].dtype == torch.float16 for row in counted])
+        sparse = half & (sample.rms < SPARSE_FLOAT16)
+        exact[counted] = (~sample.fine | sparse) & (route is None)
     rows = np.flatnonzero(exact)
     # Small tensors go together, for speed; a large one by itself, for memory.
     for batch in np.split(rows, np.flatnonzero(np.diff(np.cumsum(sizes[rows]) // BATCH_ENTRIES)) + 1):
