@@ -343,3 +343,65 @@ def test_a_broken_shard_is_named(tmp_path):
         file.truncate(100)
     with pytest.raises(CheckpointError, match=r"b\.safetensors"):
         open_checkpoint(tmp_path)
+
+
+def permuted():
+    """Dense and not, with strides of all kinds."""
+    image = torch.randn(3, 4, 5, 6)
+    return {
+        "transposed": torch.randn(7, 11).t(),
+        "permuted": image.permute(2, 0, 3, 1),
+        "channels last": image.to(memory_format=torch.channels_last),
+        "one row": torch.randn(6, 5, 1).permute(2, 1, 0),
+        "gaps": torch.randn(12, 5)[::2, 1:4],
+        "column": torch.randn(9, 2)[:, 1],
+        "nothing": torch.randn(4, 0, 3).permute(2, 0, 1),
+    }
+
+
+@pytest.mark.parametrize("name", permuted())
+def test_strides_are_read_in_the_order_of_the_indices(name, tmp_path):
+    tensor = permuted()[name]
+    torch.save({name: tensor}, tmp_path / "m.pt")
+    [stored] = open_checkpoint(tmp_path / "m.pt")
+    flat = tensor.reshape(-1)
+    for start in range(len(flat) + 1):
+        for stop in {start, start + 1, start + 13, start + 40, len(flat)}:
+            assert torch.equal(stored.read(start, stop), flat[start:stop])
+    assert torch.equal(stored.load(), tensor)
+
+
+def test_a_permuted_tensor_is_not_copied_whole_for_a_piece(tmp_path):
+    torch.save({"w": torch.randn(1, 500, 400).permute(0, 2, 1)}, tmp_path / "m.pt")
+    [stored] = open_checkpoint(tmp_path / "m.pt")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
+        stored.read(1200, 2300)
+    made = [event.cpu_memory_usage for event in run.events() if event.cpu_memory_usage > 0]
+    assert 4400 <= sum(made) < 40_000  # of 800,000
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(10**12), torch.ones(3, 1).expand(3, 2), torch.ones(9).as_strided((5, 3), (1, 1))],
+    ids=["one", "rows", "windows"],
+)
+def test_a_tensor_that_repeats_its_entries_is_refused(tensor, tmp_path):
+    torch.save({"v": torch.ones(2), "w": tensor}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: 'w' of shape .* repeats its entries: .* are stored"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_a_model_beside_tensors(key, tmp_path):
+    saved = {"epoch": 3, "loss": torch.tensor(0.3), "w": torch.ones(9), key: {"w": torch.ones(2), "n": 1}}
+    torch.save(saved, tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    assert_holds(checkpoint, {"w": torch.ones(2)})
+    beside = f"beside '{key}'"
+    assert checkpoint.left_out == {"epoch": beside, "loss": beside, "n": "not a tensor but a int"}
+
+
+def test_a_tensor_may_be_called_model(tmp_path):
+    saved = {"model": torch.ones(2), "module": {"step": 3}, "w": torch.ones(3)}
+    torch.save(saved, tmp_path / "m.pt")
+    assert_holds(open_checkpoint(tmp_path / "m.pt"), {name: saved[name] for name in ("model", "w")})

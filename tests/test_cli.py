@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import math
 import re
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +339,156 @@ def test_an_empty_table_has_the_columns():
     table = to_arrow([])
     assert table.num_rows == 0
     assert len(table.column_names) == len(FittedRow.__dataclass_fields__)
+
+
+ODD = ["a[bold].weight", "x:key:y", "[/foo]", "new\nline\x1b[31m", "layers.\u00b2.weight", "w" + "9" * 5000]
+SHOWN = [
+    "a[bold].weight",
+    "x:key:y",
+    "[/foo]",
+    r"new\nline\x1b[31m",
+    "layers.\u00b2.weight",
+    "w" + "9" * 5000,
+]
+
+
+def test_names_and_paths_are_shown_as_they_are(tmp_path):
+    folder = tmp_path / "[red]:key:"
+    folder.mkdir()
+    named = {name: torch.randn(50) for name in ODD} | {"[i]ids\x1b": torch.arange(3)}
+    save_file(named | {"[b]\x07": torch.ones(50)}, folder / "m.safetensors")
+    save_file({"w": torch.randn(30)}, tmp_path / "n.safetensors")
+    result = run("fit", folder, tmp_path / "n.safetensors", tmp_path / "[/none]\n.pt", code=2)
+    rows = rows_of(result.stdout)
+    assert {row[1] for row in rows} >= {*SHOWN, r"[b]\x07", "w"}
+    assert {row[0] for row in rows} == {str(folder), str(tmp_path / "n.safetensors")}
+    assert f"{folder}: left out [i]ids\\x1b (int64)" in result.stdout
+    assert f"{folder}: no fit of [b]\\x07: all non-zero" in result.stdout
+    assert not {"\x1b", "\x07"} & {*result.stdout}
+    assert result.stderr == f"weibull-kernels: there is no file or folder {tmp_path}/[/none]\\n.pt\n"
+
+
+def test_names_in_the_lines_of_errors_are_escaped(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_file({"a\n[b]\x1b": torch.ones(30).to(torch.float8_e5m2)}, path)
+    (line,) = run("fit", path, code=2).stderr.splitlines()
+    assert r"a\n[b]\x1b" in line
+    assert "dtype torch.float8_e5m2" in line
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no\n  such\nmemory"), MemoryError()], ids=["torch", "python"]
+)
+def test_what_fails_within_torch_is_one_line_and_the_rest_is_read(error, path, tmp_path, monkeypatch):
+    save_file({"w": torch.randn(200_000)}, tmp_path / "m.safetensors")
+    read = survey.stored_statistics
+
+    def failing(stored, **more):
+        if stored[0].name == "w":
+            raise error
+        return read(stored, **more)
+
+    monkeypatch.setattr(survey, "stored_statistics", failing)
+    result = run("fit", tmp_path / "m.safetensors", path, "--by", "role", code=2)
+    told = "no such memory" if str(error) else "MemoryError"
+    assert result.stderr == f"weibull-kernels: {tmp_path}/m.safetensors: {told}\n"
+    assert [row[0] for row in rows_of(result.stdout)] == [path] * 6
+
+
+def test_a_file_is_not_replaced_by_nothing(tmp_path):
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("json", "csv", "parquet")}
+    for file in files.values():
+        file.write_text("of last week")
+    options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    run("fit", tmp_path / "none.pt", *options, code=2)
+    assert {file.read_text() for file in files.values()} == {"of last week"}
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
+def test_a_folder_is_no_file_to_write(kind, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "survey_checkpoint", lambda *_, **__: pytest.fail("it was read"))
+    assert "is a folder" in run("fit", path, f"--{kind}", tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json", "-"], ["--csv", "-"]], ids=["table", "json", "csv"])
+def test_a_reader_that_closes_the_pipe_ends_it_quietly(options, tmp_path):
+    save_file({"w": torch.randn(100)}, tmp_path / "m.safetensors")
+    program = [sys.executable, "-W", "error", "-m", "weibull_kernels.cli", "fit"]
+    command = [*program, str(tmp_path / "m.safetensors"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    save_file({"w": 1e200 * torch.randn(100, dtype=torch.float64)}, tmp_path / "m.safetensors")
+    monstrous, *_ = survey_checkpoint(open_checkpoint(tmp_path / "m.safetensors"), "m").tensors
+    (row,) = json.loads(run("fit", tmp_path / "m.safetensors", "--json", "-").stdout)
+    assert row["max_abs"] == monstrous.max_abs
+    assert all(value is None or value == value for value in row.values())
+
+
+def test_a_row_that_is_infinite_is_null_in_json(path, tmp_path):
+    rows = survey_checkpoint(open_checkpoint(path), path).roles
+    rows = [replace(rows[0], rms=math.inf, scale=-math.inf, ks=math.nan)]
+    cli._write_json(rows, str(tmp_path / "rows.json"))
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["rms"], row["scale"], row["ks"], row["k"]) == (None, None, None, rows[0].k)
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_is(path, tmp_path):
+    rows = [replace(survey_checkpoint(open_checkpoint(path), path).roles[0], name="\ud800")]
+    for kind, write in cli._WRITERS.items():
+        file = tmp_path / f"rows.{kind}"
+        file.write_text("of last week")
+        with pytest.raises(UnicodeEncodeError):
+            write(rows, str(file))
+        assert file.read_text() == "of last week"
+
+
+def test_names_in_the_order_of_their_numbers():
+    ordered = ["a", "a.0", "a.1.w", "a.02", "a.10", "a.\u00b2", "b", "b" + "1" * 5000, "b" + "1" * 5001]
+    shuffled = ordered[::-1]
+    assert sorted(shuffled, key=survey._natural) == ordered
+
+
+def narrow(count, mean=1.0):
+    """With hundreds in each bin of the histogram, k about 60."""
+    return mean + 0.02 * torch.randn(count)
+
+
+def test_what_is_too_narrow_for_the_histogram_is_sorted_or_named(tmp_path, monkeypatch):
+    few = torch.randn(200_000) * (torch.rand(200_000) < 0.2)
+    named = {"norm.weight": narrow(150_000), "few.mlp.w": few, "usual.mlp.w": torch.randn(150_000)}
+    save_file(named, tmp_path / "m.safetensors")
+    found = survey_checkpoint(open_checkpoint(tmp_path / "m.safetensors"), "m")
+    exact = fit_weibull(named)
+    for row in found.tensors:
+        i = exact.names.index(row.name)
+        assert (row.route, row.k) == (exact.route[i], pytest.approx(exact.k[i], rel=1e-12))
+    assert found.narrow == ("norm together",)
+    told = run("fit", tmp_path / "m.safetensors").stdout
+    assert "fitted from all entries 2 tensors, from histograms 1 and the roles" in told
+    assert "too narrow for the histogram they are fitted from: norm together" in told
+    monkeypatch.setattr(survey, "_SORTED", 140_000)
+    told = run("fit", tmp_path / "m.safetensors").stdout
+    assert "too narrow for the histogram they are fitted from: norm.weight; norm together" in told
+
+
+def test_a_survey_keeps_no_histogram_of_a_tensor(tmp_path, monkeypatch):
+    save_file({f"layers.{i}.bias": torch.randn(32) for i in range(300)}, tmp_path / "m.safetensors")
+    read, alive, most = survey.stored_statistics, [], 0
+
+    def watched(*arguments, **more):
+        nonlocal most
+        for part in read(*arguments, **more):
+            alive.append(weakref.ref(part.histogram))
+            yield part
+            del part
+            most = max(most, sum(reference() is not None for reference in alive))
+
+    monkeypatch.setattr(survey, "stored_statistics", watched)
+    found = survey_checkpoint(open_checkpoint(tmp_path / "m.safetensors"), "m")
+    assert len(found.tensors) == 300
+    assert len(alive) == 5
+    assert most <= 1

@@ -225,3 +225,18 @@ def test_what_is_known_of_a_role_over_the_run(records):
 def test_no_records_make_no_table(records):
     with pytest.raises(ValueError, match="no records to make a table of"):
         phase_table(records.slice(0, 0))
+
+
+ODD = ("a[bold].weight", "x:key:y", "[/foo]", "new\nline\x1b[31m", "[red]")
+SHOWN = ("a[bold].weight", "x:key:y", "[/foo]", r"new\nline\x1b[31m", "[red]")
+
+
+@pytest.mark.parametrize(("name", "seen"), [*zip(ODD, SHOWN, strict=True)])
+def test_names_and_roles_are_no_markup(name, seen, tmp_path):
+    assert seen in cells(budget_table(budget((name,), [1], [-1])))
+    forces = budget(("w", "v"), [1, 1], [-1, -1], role_overrides={"w": name})
+    assert seen in cells(budget_table(forces))
+    with ParquetSink(tmp_path / "run.parquet") as sink:
+        for step in (1, 2):
+            sink.write(step, forces)
+    assert seen in cells(phase_table(read_records(tmp_path / "run.parquet")))

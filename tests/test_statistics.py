@@ -439,3 +439,16 @@ def test_summed_is_public_for_rows_already_chosen():
     assert isinstance(one, WeightStatistics)
     assert (one.names, one.roles) == (("both",), ("ffn",))
     assert (one.numel.tolist(), one.norm_sq.tolist(), one.max_abs.tolist()) == ([5], [14.0], [2.0])
+
+
+def test_thousands_of_small_tensors_go_a_few_at_a_time(tmp_path, monkeypatch):
+    """Each has a histogram of 130 kB, however small it is."""
+    save_file({f"layers.{i}.bias": torch.randn(32) for i in range(3000)}, tmp_path / "m.safetensors")
+    measured, launched = statistics._measured, []
+    monkeypatch.setattr(
+        statistics, "_measured", lambda batch, *rest: launched.append(len(batch)) or measured(batch, *rest)
+    )
+    parts = stored_statistics(open_checkpoint(tmp_path / "m.safetensors"))
+    assert sum(int(part.histogram.sum()) for part in parts) == 3000 * 32
+    assert sum(launched) == 3000
+    assert max(launched) == 64

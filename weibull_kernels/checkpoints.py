@@ -80,7 +80,11 @@ class StoredTensor:
         return self.numel * self.dtype.itemsize
 
     def read(self, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
-        """Entries `start` to `stop` (the end) in the order of memory, as a flat tensor on the CPU.
+        """Entries `start` to `stop` (the end) in row-major order, as a flat tensor on the CPU.
+
+        The order is that of the indices, whatever the strides with which a pickle has the tensor, so
+        that the same stretch of two checkpoints is of the same entries. Where the strides are others,
+        the stretch is copied; the rest is not.
 
         Args:
             start: the first entry, as of a slice of the flattened tensor.
@@ -136,14 +140,16 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     Args:
         path: a `.safetensors` file; a folder of shards, with its index or without; the index
             itself; or `.pt`, `.pth`, `.bin`, `.ckpt` as `torch.save` wrote it, a state_dict or a
-            dict that holds one under "state_dict", "model_state_dict", "model" or "module". Such
-            a file is a pickle: it is loaded with `weights_only=True`, never otherwise, and its
-            entries stay on disk, but for files of before torch 1.6, which are read whole.
+            dict that holds one under "state_dict", "model_state_dict", "model" or "module", what is
+            beside it being left out. Such a file is a pickle: it is loaded with `weights_only=True`,
+            never otherwise, and its entries stay on disk, but for files of before torch 1.6, which are
+            read whole.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         CheckpointError: the file is not a checkpoint, is cut off, has a header or an index that
-            does not agree with what is there, or needs more than `weights_only=True` allows.
+            does not agree with what is there, has a tensor that repeats stored entries, or needs
+            more than `weights_only=True` allows.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -333,12 +339,18 @@ def _pickled(path: Path) -> Checkpoint:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "quantised" if tensor.is_quantized else tensor.device if tensor.is_meta else tensor.layout
             raise CheckpointError(f"{path}: '{name}' is {kind}; dense tensors can be read")
+        stored = tensor.untyped_storage().nbytes() // tensor.dtype.itemsize
+        if tensor.numel() > stored:  # of which a file of a few bytes may claim any number
+            raise CheckpointError(
+                f"{path}: '{name}' of shape {list(tensor.shape)} repeats its entries: it has "
+                f"{tensor.numel():,}, of which {stored:,} are stored; save it after .contiguous()"
+            )
     for name, earlier in tied(named).items():
         left_out[name] = f"tied to '{earlier}'"
         del named[name]
 
     def in_memory(tensor: Tensor) -> Callable[[int, int, Tensor | None], Tensor]:
-        return lambda start, stop, out: tensor.detach().reshape(-1)[start:stop]
+        return lambda start, stop, out: _stretch(tensor.detach(), start, stop)
 
     tensors = {
         name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, path, in_memory(tensor))
@@ -347,12 +359,32 @@ def _pickled(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, left_out)
 
 
+def _stretch(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Entries of the flattened tensor, in row-major order, without a copy of the others."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[start:stop]
+    if start == stop:
+        return tensor.new_empty(0)
+    size = tensor.numel() // len(tensor)
+    first, last = start // size, (stop - 1) // size
+    if first == last:
+        return _stretch(tensor[first], start - first * size, stop - first * size)
+    # Rows that are whole, and what there is of the ones before and after.
+    begin, end = -(-start // size), stop // size
+    parts = [tensor[begin:end].reshape(-1)]
+    if first < begin:
+        parts.insert(0, _stretch(tensor[first], start - first * size, size))
+    if end <= last:
+        parts.append(_stretch(tensor[last], 0, stop - last * size))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _state_dict(path: Path, saved: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors by name, and why the rest is left out."""
-    candidates = [saved]
-    if isinstance(saved, Mapping):
-        candidates += [saved[key] for key in _MODEL_KEYS if key in saved]
-    for found in candidates:
+    # The keys first: beside a model there may be tensors, such as the loss.
+    keys = [key for key in _MODEL_KEYS if key in saved] if isinstance(saved, Mapping) else []
+    for key in [*keys, None]:
+        found = saved if key is None else saved[key]
         if isinstance(found, Mapping) and any(isinstance(value, Tensor) for value in found.values()):
             named = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
             rest = {
@@ -360,7 +392,8 @@ def _state_dict(path: Path, saved: Any) -> tuple[dict[str, Tensor], dict[str, st
                 for name, value in found.items()
                 if not isinstance(value, Tensor)
             }
-            return named, rest
+            beside = {} if key is None else {str(name): f"beside '{key}'" for name in saved if name != key}
+            return named, {name: why for name, why in beside.items() if name not in named} | rest
     what = f"a dict of {', '.join(map(str, saved))}" if isinstance(saved, Mapping) else type(saved).__name__
     raise CheckpointError(
         f"{path} holds no tensors by name but {what[:200]}; expected a state_dict, or one under "

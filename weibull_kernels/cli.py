@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def fit(
     if surveys and "-" not in files.values():
         _print_surveys(surveys, method, min_numel, with_path=len(paths) > 1)
     for kind, file in files.items():
-        if file is not None:
+        if file is not None and surveys:  # else what is there may be better than nothing
             with _one_line_if_it_fails(file) as outcome:
                 _WRITERS[kind](rows, file)
             failed += outcome.failed
@@ -202,10 +203,17 @@ def _one_line_if_it_fails(path: str) -> Iterator[_Outcome]:
     outcome = _Outcome()
     try:
         yield outcome
-    except (OSError, ValueError, TypeError) as error:  # CheckpointError is a ValueError
+    except BrokenPipeError:  # the reader has what it wanted: click ends the program, quietly
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:  # of any library
+        from .report import shown
+
         outcome.failed = True
-        said = " ".join(str(error).split())
-        typer.echo(f"weibull-kernels: {said if path in said else f'{path}: {said}'}", err=True)
+        said = str(error) or type(error).__name__
+        if isinstance(error, RuntimeError):
+            said = " ".join(said.split())  # torch's are of many lines
+        told, path = shown(said), shown(path)
+        typer.echo(f"weibull-kernels: {told if path in told else f'{path}: {told}'}", err=True)
 
 
 @contextmanager
@@ -230,16 +238,22 @@ def _check_files(files: dict[str, str | None]) -> None:
     for kind, file in files.items():
         if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
             raise typer.BadParameter(f"there is no folder {Path(str(file)).parent}", param_hint=f"--{kind}")
+        if file not in (None, "-") and Path(str(file)).is_dir():
+            raise typer.BadParameter(f"{file} is a folder; name a file", param_hint=f"--{kind}")
 
 
 def _write_json(rows: list[FittedRow], file: str) -> None:
     from .survey import to_arrow
 
-    text = json.dumps(to_arrow(rows).to_pylist(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    found = [{name: finite(value) for name, value in row.items()} for row in to_arrow(rows).to_pylist()]
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if file == "-":
         typer.echo(text, nl=False)
     else:
-        Path(file).write_text(text, encoding="utf-8")
+        Path(file).write_bytes(text.encode())
 
 
 def _write_csv(rows: list[FittedRow], file: str) -> None:
@@ -257,7 +271,7 @@ def _write_csv(rows: list[FittedRow], file: str) -> None:
     if file == "-":
         typer.echo(text.getvalue(), nl=False)
     else:
-        Path(file).write_text(text.getvalue(), encoding="utf-8")
+        Path(file).write_bytes(text.getvalue().encode())
 
 
 def _write_parquet(rows: list[FittedRow], file: str) -> None:
@@ -280,6 +294,8 @@ def _print_surveys(surveys: dict[str, Survey], method: Method, min_numel: int, *
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from .report import shown
+
     headings = ["name", "role", "entries", "k", "λ", "σ", "λ/σ", "R²", "KS", "class"]
     headings = ["path", *headings] if with_path else headings
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -288,20 +304,29 @@ def _print_surveys(surveys: dict[str, Survey], method: Method, min_numel: int, *
         folds = heading in ("path", "name")
         table.add_column(heading, justify="left" if words else "right", no_wrap=not folds, overflow="fold")
     for path, survey in surveys.items():
+        of = [shown(path)] if with_path else []
         for row in survey.tensors:
-            table.add_row(*([path] if with_path else []), *_cells(row, row.name))
+            table.add_row(*of, *_cells(row, shown(row.name)))
         table.add_section()
         for row in survey.roles:
             many = f"{row.tensors:,} tensor{'s' * (row.tensors != 1)}"
-            table.add_row(*([path] if with_path else []), *_cells(row, many))
+            table.add_row(*of, *_cells(row, many))
         table.add_section()
     _print(table)
     typer.echo(f"\nby {method.value}; σ = √(‖w‖²/n); tensors of a role are taken together")
     for path, survey in surveys.items():
-        _print_rest(f"{path}: " if with_path else "", survey, min_numel)
+        _print_rest(f"{shown(path)}: " if with_path else "", survey, min_numel)
 
 
 def _print_rest(label: str, survey: Survey, min_numel: int) -> None:
+    if survey.tensors:
+        exact = sum(row.route == "exact" for row in survey.tensors)
+        rest = len(survey.tensors) - exact
+        typer.echo(
+            f"{label}fitted from all entries {exact:,} tensors, from histograms {rest:,} and the roles"
+        )
+    if survey.narrow:
+        typer.echo(f"{label}too narrow for the histogram they are fitted from: {_some([*survey.narrow])}")
     count, entries = survey.skipped
     if count:
         typer.echo(
@@ -315,8 +340,10 @@ def _print_rest(label: str, survey: Survey, min_numel: int) -> None:
 
 def _some(items: list[str]) -> str:
     """The first few, and how many more there are."""
+    from .report import shown
+
     rest = f"; and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
-    return "; ".join(items[:_NAMED]) + rest
+    return "; ".join(map(shown, items[:_NAMED])) + rest
 
 
 def _cells(row: FittedRow, name: str) -> Iterator[str]:
@@ -342,15 +369,17 @@ def _print(table: Table) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
+    from .report import PLAIN
+
     text = io.StringIO()
-    console = Console(file=text, width=_UNBOUNDED, color_system=None, force_terminal=False)
+    console = Console(file=text, width=_UNBOUNDED, **PLAIN)
     width = Measurement.get(console, console.options, table).maximum
     if sys.stdout.isatty():
         names = [column for column in table.columns if not column.no_wrap]
         longest = [max(cell_len(str(cell)) for cell in column.cells) for column in names]
         least = width - sum(max(0, length - _FOLDED) for length in longest)
         width = min(width, max(least, shutil.get_terminal_size().columns))
-    Console(file=text, width=width, color_system=None, force_terminal=False).print(table)
+    Console(file=text, width=width, **PLAIN).print(table)
     typer.echo("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n"))
 
 

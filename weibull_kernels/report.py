@@ -18,6 +18,11 @@ from .records import force_series
 from .roles import ROLES, TRANSMISSION
 
 _WIDTH = 120
+# Names are anyone's: brackets and colons in them are no markup.
+PLAIN: dict[str, Any] = {
+    **{"markup": False, "emoji": False, "highlight": False},
+    **{"color_system": None, "force_terminal": False},
+}
 _NOTHING = "–"
 
 
@@ -42,7 +47,9 @@ def budget_table(budget: ForceBudget) -> str:
         relative = f"{_change(part) / part.norm_sq:+.2e}" if part.norm_sq > 0 else _NOTHING
         entries = _NOTHING if part.numel is None else f"{part.numel:,.0f}"
         sigma = _rms(part.norm_sq, part.numel)
-        table.add_row(label, str(len(rows)), entries, *_shares(part), relative, sigma, _direction(part))
+        table.add_row(
+            shown(label), str(len(rows)), entries, *_shares(part), relative, sigma, _direction(part)
+        )
     return _plain(table) + _covered(budget.steps)
 
 
@@ -100,9 +107,20 @@ def phase_table(records: pa.Table) -> str:
                 else [_last_known(shape, rows, 4), _last_known(scale, rows, 5)]
             )
             of_run = f"{100 * len(rows) / len(step):.0f}"
-            table.add_row(label, phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
+            table.add_row(shown(label), phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
             label = ""  # said once
     return _plain(table)
+
+
+def shown(name: str) -> str:
+    r"""A name with what cannot be printed, such as control characters, escaped.
+
+    >>> print(shown("a[bold]\n"))
+    a[bold]\n
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name
+    )
 
 
 def role_series(records: pa.Table, role: str, column: str) -> np.ndarray:
@@ -231,5 +249,5 @@ def _table(*headings: str) -> Table:
 def _plain(table: Table) -> str:
     """Without colours and at a fixed width: the same text in a terminal, a log and a test."""
     text = io.StringIO()
-    Console(file=text, width=_WIDTH, color_system=None, force_terminal=False).print(table)
+    Console(file=text, width=_WIDTH, **PLAIN).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from .checkpoints import Checkpoint, StoredTensor
 from .roles import ROLES, TRANSMISSION
 from .statistics import WeightStatistics, readable, stored_statistics
-from .weibull import HISTOGRAM_ENTRIES, WeibullFit, fit_weibull
+from .weibull import HISTOGRAM_ENTRIES, WeibullFit, fit_weibull, resolved
 
 HALF_NORMAL_K = {"probability_plot": 1.205434, "log_moments": 1.1547, "mle": 1.26276}
 """The k that each method finds for Gaussian weights."""
 
 FEWEST_FOR_A_CLASS = 10_000
+_SORTED = 1 << 20  # entries, at most, of a tensor that is read whole
 
 
 def weight_class(method: str, k: float, r_squared: float, ks: float, count: int) -> str:
@@ -111,12 +113,15 @@ class Survey:
         roles: a row for each that occurs, in the order of `ROLES`, then transmission.
         skipped: tensors with fewer than `min_numel` entries, and how many entries they have.
         left_out: names of what holds no weights, and why.
+        narrow: tensors and roles that are fitted from a histogram although its bins are too wide
+            for them; see `survey_checkpoint`.
     """
 
     tensors: list[FittedRow]
     roles: list[FittedRow]
     skipped: tuple[int, int]
     left_out: Mapping[str, str]
+    narrow: tuple[str, ...] = ()
 
 
 def survey_checkpoint(
@@ -131,7 +136,10 @@ def survey_checkpoint(
     """Reads a checkpoint once and fits every tensor and every role.
 
     No more than 8 MB of it are in memory at a time. Histograms are fitted, and added for the
-    roles; tensors of fewer than 100,000 entries are sorted instead, which reads them once more.
+    roles; tensors of fewer than 100,000 non-zero entries, and those that the histogram does not
+    resolve (see `route` of `fit_weibull`), are read once more and sorted instead where they have no
+    more than 1,048,576 entries, at some 100 bytes an entry. What is fitted from too
+    wide bins after all is named in `narrow`.
 
     Args:
         checkpoint: from `open_checkpoint`.
@@ -155,9 +163,12 @@ def survey_checkpoint(
     rows: list[FittedRow] = []
     by_role: dict[str, WeightStatistics] = {}
     count_of: dict[str, int] = {}
+    narrow: list[str] = []
     for part in stored_statistics(kept, on_read=on_read):
         if by_tensor:
-            rows += _rows(path, part, *_fits(checkpoint, part, method))
+            found = list(_rows(path, part, *_fits(checkpoint, part, method)))
+            narrow += _narrow(part, found)
+            rows += found
         for role in dict.fromkeys(part.roles):
             members = [row for row, its_role in enumerate(part.roles) if its_role == role]
             _add(by_role, count_of, role, part.select(members).summed(role, role), len(members))
@@ -165,13 +176,16 @@ def survey_checkpoint(
         one = dataclasses.replace(by_role[role], names=("transmission",))
         _add(by_role, count_of, "transmission", one, count_of[role])
     order = [role for role in (*ROLES, "transmission") if role in by_role]
-    roles = [
-        row
-        for role in order
-        for row in _rows(path, by_role[role], *_by_histogram(by_role[role], method), role, count_of[role])
-    ]
+    roles: list[FittedRow] = []
+    for role in order:
+        fits = _by_histogram(by_role[role], method)
+        of_role = list(_rows(path, by_role[role], *fits, role, count_of[role]))
+        narrow += [f"{name} together" for name in _narrow(by_role[role], of_role)]
+        roles += of_role
     rows.sort(key=lambda row: _natural(row.name))
-    return Survey(rows, roles, (len(skipped), sum(skipped)), left_out | dict(checkpoint.left_out))
+    return Survey(
+        rows, roles, (len(skipped), sum(skipped)), left_out | dict(checkpoint.left_out), tuple(narrow)
+    )
 
 
 def to_arrow(rows: list[FittedRow]) -> pa.Table:
@@ -185,7 +199,11 @@ def to_arrow(rows: list[FittedRow]) -> pa.Table:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts layer 10 after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]+)", name)  # every second one is a number, of any length
+    digits = [part.lstrip("0") for part in parts[1::2]]
+    numbers = [(len(number), number) for number in digits]
+    words = [(-1, part) for part in parts[::2]]
+    return [key for pair in zip(words, [*numbers, (-1, "")], strict=True) for key in pair]
 
 
 def _heading(field: str) -> str:
@@ -210,15 +228,39 @@ def _by_histogram(statistics: WeightStatistics, method: str) -> tuple[WeibullFit
 def _fits(
     checkpoint: Checkpoint, part: WeightStatistics, method: str
 ) -> tuple[WeibullFit, dict[int, WeibullFit]]:
-    """By the histograms, and of the rows with few entries by sorting them, one at a time."""
+    """By the histograms, and of the rows that they do not resolve by sorting them, one at a time."""
     fit, exact = _by_histogram(part, method)
 
     def sorted_fit(tensor: StoredTensor) -> WeibullFit:
         return fit_weibull({tensor.name: tensor.load()}, method, route="exact", on_degenerate="mark")
 
     numel = part.numel.tolist()
-    few = [row for row in range(len(part.names)) if 0 < numel[row] < HISTOGRAM_ENTRIES]
-    return fit, exact | {row: sorted_fit(checkpoint.tensors[part.names[row]]) for row in few}
+    coarse = (_too_narrow(part) | (_count(part) < HISTOGRAM_ENTRIES)).tolist()
+    rows = [row for row in range(len(part.names)) if coarse[row] and 0 < numel[row] <= _SORTED]
+    return fit, exact | {row: sorted_fit(checkpoint.tensors[part.names[row]]) for row in rows}
+
+
+def _narrow(part: WeightStatistics, rows: list[FittedRow]) -> list[str]:
+    """Names of the rows, those of the statistics, that were fitted from a histogram that is too coarse."""
+    coarse = _too_narrow(part).tolist()
+    return [
+        row.name
+        for row, is_coarse in zip(rows, coarse, strict=True)
+        if is_coarse and row.route == "histogram" and row.k is not None
+    ]
+
+
+def _count(part: WeightStatistics) -> Tensor:
+    """Of entries that are finite and not zero."""
+    return part.numel - part.zero_count - part.non_finite_count
+
+
+def _too_narrow(part: WeightStatistics) -> Tensor:
+    """Rows whose entries share bins too often: the criterion of `fit_weibull` for tensors."""
+    assert part.histogram is not None
+    fullest, lowest = part.histogram.amax(1), part.histogram[:, 0]
+    found: Tensor = ~resolved(fullest, lowest, part.max_abs, _count(part))
+    return found
 
 
 def _rows(
@@ -249,7 +291,7 @@ def _rows(
             },
             method=fit.method,
             **fitted,
-            scale_over_rms=fitted["scale"] / rms if fitted["scale"] is not None and rms else None,
+            scale_over_rms=_cell(fitted["scale"] / rms) if fitted["scale"] is not None and rms else None,
             weight_class=weight_class(fit.method, k, found["r_squared"][at], found["ks"][at], count),
         )
 

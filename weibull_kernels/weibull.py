@@ -345,10 +345,18 @@ def _from_statistics(statistics: WeightStatistics) -> _Sample:
     stuck = "the quantiles 0.1 and 0.9 share a bin of the histogram; the exact route needs the tensor"
     reason = _reasons(count, broken, equal, low == high, stuck)
     good = _none(reason)
-    fine = good & (count >= HISTOGRAM_ENTRIES) & (histogram.max(1) <= FULLEST_BIN * count)
-    fine &= ((first > 0) | (histogram[:, 0] <= LOWEST_BIN * count)) & (host["max_abs"] < 2.0**128)
+    lowest = histogram[:, 0] if first == 0 else np.zeros_like(count)
+    fine = good & (count >= HISTOGRAM_ENTRIES) & resolved(histogram.max(1), lowest, host["max_abs"], count)
     nodes = histogram_nodes(histogram[good], first, mean[good]) if good.any() else None
     return _Sample("histogram", count, rms, mean, variance, reason, fine, nodes)
+
+
+def resolved(fullest: Any, lowest: Any, max_abs: Any, count: Any) -> Any:
+    """Whether a histogram tells its entries apart: no bin is crowded, few lie outside float32's range.
+
+    `fullest` and `lowest` are the counts of the fullest bin and of the first; arrays or tensors, [P].
+    """
+    return (fullest <= FULLEST_BIN * count) & (lowest <= LOWEST_BIN * count) & (max_abs < 2.0**128)
 
 
 def _reasons(
