@@ -8,27 +8,24 @@
 namespace weibull {
 namespace {
 
-// How the raw update m/(√v + ε·√bc₂) becomes torch's: u = (√bc₂/bc₁) · raw_update.
-double update_scale(const Hyperparameters& set, double step) {
-    return std::sqrt(1 - std::pow(set.beta2, step)) / (1 - std::pow(set.beta1, step));
-}
-
 StepNumbers numbers_of(const Hyperparameters& set, double step, const float* grad_scale) {
+    const double root = std::sqrt(1 - std::pow(set.beta2, step));
     StepNumbers numbers;
     numbers.unscales = grad_scale != nullptr;
     numbers.grad_scale = grad_scale ? *grad_scale : 1;
     numbers.sign = set.sign;
     numbers.beta1 = set.beta1;
     numbers.beta2 = set.beta2;
-    numbers.scaled_eps = set.eps * std::sqrt(1 - std::pow(set.beta2, step));
-    numbers.rate = set.lr * update_scale(set, step);
+    numbers.scaled_eps = set.eps * root;
+    numbers.update_scale = root / (1 - std::pow(set.beta1, step));
+    numbers.rate = set.lr * numbers.update_scale;
     numbers.decay_factor = set.decay_factor;
     return numbers;
 }
 
 // The forces of one step, from the sums before it, into the interval's.
-void book(LedgerRow& row, const StepSums& sums, const Hyperparameters& set, double step) {
-    const double scale = update_scale(set, step), lost = 1 - set.decay_factor;
+void book(LedgerRow& row, const StepSums& sums, const Hyperparameters& set, double scale, double step) {
+    const double lost = 1 - set.decay_factor;
     const double weight_update = scale * sums.weight_update, update_sq = scale * scale * sums.update_sq;
     if (row.steps == 0) row.norm_sq_start = sums.weight_sq;
     row.alignment += -2 * set.lr * weight_update;
@@ -75,7 +72,8 @@ void step_tensors(const std::vector<Stepped>& tensors, const float* grad_scale, 
         total.change += partials[i].change;
     }
     for (size_t t = 0; t < tensors.size(); ++t)
-        if (tensors[t].ledger) book(*tensors[t].ledger, totals[t], tensors[t].set, *tensors[t].step);
+        if (tensors[t].ledger)
+            book(*tensors[t].ledger, totals[t], tensors[t].set, numbers[t].update_scale, *tensors[t].step);
 }
 
 }  // namespace weibull

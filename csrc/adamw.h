@@ -41,8 +41,9 @@ struct Stepped {
 struct StepNumbers {
     double grad_scale, sign;
     double beta1, beta2;
-    double scaled_eps;  // ε·√(1−β₂ᵗ)
-    double rate;        // η·√(1−β₂ᵗ)/(1−β₁ᵗ), of the raw update
+    double scaled_eps;    // ε·√(1−β₂ᵗ)
+    double update_scale;  // √(1−β₂ᵗ)/(1−β₁ᵗ), by which the raw update becomes torch's
+    double rate;          // η·√(1−β₂ᵗ)/(1−β₁ᵗ), of the raw update
     double decay_factor;
     bool unscales;  // the gradient is divided by grad_scale and written back so
 };

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from .budget import Array
 from .columns import Columns
+from .weibull import HALF_NORMAL_K
 
 BRIDGES = ("measured", "anchored", "mean", "gamma")
 """How λ = r·σ may be crossed; see `reconstruction_error`."""
-
-HALF_NORMAL_SHAPE = 1.205434
-"""k of half-normal weights by the probability plot, n → ∞: the shape at initialisation."""
 
 _RULES = ("cubic", "trapezoid", "euler")
 
@@ -127,7 +125,7 @@ def reconstruction_error(
     numel: Array,
     bridge: str = "measured",
     step: Array = None,
-    k: Array = HALF_NORMAL_SHAPE,
+    k: Array = HALF_NORMAL_K["probability_plot"],
     anchor: int = 0,
 ) -> ReconstructionErrors:
     """The error of λ = r·σ from an integrated budget, split into integration and bridge.

@@ -109,13 +109,13 @@ class WeightStatistics(Columns):
 
         columns: dict[str, Any] = {
             name: together(getattr(self, name), getattr(other, name), largest=name == "max_abs")
-            for name in _COLUMNS
+            for name in STATISTICS
         }
         return dataclasses.replace(self, **columns, left_out={**self.left_out, **other.left_out})
 
     def select(self, rows: list[int]) -> WeightStatistics:
         """The statistics of the given rows alone."""
-        columns = {name: getattr(self, name) for name in _COLUMNS}
+        columns = {name: getattr(self, name) for name in STATISTICS}
         picked: dict[str, Any] = {name: None if c is None else c[rows] for name, c in columns.items()}
         return dataclasses.replace(self, names=tuple(self.names[row] for row in rows), **picked)
 
@@ -139,7 +139,7 @@ class WeightStatistics(Columns):
 
     def summed(self, name: str, role: str | None = None) -> WeightStatistics:
         """All rows as one, called `name`, and of that role if one is given."""
-        columns = {column: getattr(self, column) for column in _COLUMNS}
+        columns = {column: getattr(self, column) for column in STATISTICS}
         one: dict[str, Any] = {
             name: None if c is None else (c.amax if name == "max_abs" else c.sum)(0, keepdim=True)
             for name, c in columns.items()
@@ -153,10 +153,11 @@ class WeightStatistics(Columns):
         return {"name": columns["name"], "role": np.array(self.roles), **columns}
 
 
-_COLUMNS = (
+STATISTICS = (
     *("numel", "norm_sq", "log_sum", "log_sq_sum", "max_abs"),
     *("zero_count", "non_finite_count", "histogram"),
 )
+"""The columns of `WeightStatistics`."""
 
 
 def weight_statistics(
@@ -383,5 +384,5 @@ def _joined(parts: list[WeightStatistics]) -> WeightStatistics:
             return None
         return torch.cat([value.to(home, non_blocking=home.type != "cpu") for value in values])
 
-    columns = {name: join([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    columns = {name: join([getattr(part, name) for part in parts]) for name in STATISTICS}
     return WeightStatistics(names=tuple(name for part in parts for name in part.names), **columns)

@@ -16,10 +16,7 @@ from torch import Tensor
 from .checkpoints import Checkpoint, StoredTensor
 from .roles import ROLES, TRANSMISSION
 from .statistics import WeightStatistics, readable, stored_statistics
-from .weibull import HISTOGRAM_ENTRIES, WeibullFit, fit_weibull, resolved
-
-HALF_NORMAL_K = {"probability_plot": 1.205434, "log_moments": 1.1547, "mle": 1.26276}
-"""The k that each method finds for Gaussian weights."""
+from .weibull import HALF_NORMAL_K, HISTOGRAM_ENTRIES, WeibullFit, fit_weibull, resolved
 
 FEWEST_FOR_A_CLASS = 10_000
 _SORTED = 1 << 20  # entries, at most, of a tensor that is read whole
@@ -178,8 +175,8 @@ def survey_checkpoint(
     order = [role for role in (*ROLES, "transmission") if role in by_role]
     roles: list[FittedRow] = []
     for role in order:
-        fits = _by_histogram(by_role[role], method)
-        of_role = list(_rows(path, by_role[role], *fits, role, count_of[role]))
+        fit = fit_weibull(by_role[role], method, on_degenerate="mark")
+        of_role = list(_rows(path, by_role[role], fit, {}, role, count_of[role]))
         narrow += [f"{name} together" for name in _narrow(by_role[role], of_role)]
         roles += of_role
     rows.sort(key=lambda row: _natural(row.name))
@@ -221,15 +218,11 @@ def _add(
     count_of[role] = count_of.get(role, 0) + tensors
 
 
-def _by_histogram(statistics: WeightStatistics, method: str) -> tuple[WeibullFit, dict[int, WeibullFit]]:
-    return fit_weibull(statistics, method, on_degenerate="mark"), {}
-
-
 def _fits(
     checkpoint: Checkpoint, part: WeightStatistics, method: str
 ) -> tuple[WeibullFit, dict[int, WeibullFit]]:
     """By the histograms, and of the rows that they do not resolve by sorting them, one at a time."""
-    fit, exact = _by_histogram(part, method)
+    fit = fit_weibull(part, method, on_degenerate="mark")
 
     def sorted_fit(tensor: StoredTensor) -> WeibullFit:
         return fit_weibull({tensor.name: tensor.load()}, method, route="exact", on_degenerate="mark")
@@ -237,7 +230,7 @@ def _fits(
     numel = part.numel.tolist()
     coarse = (_too_narrow(part) | (_count(part) < HISTOGRAM_ENTRIES)).tolist()
     rows = [row for row in range(len(part.names)) if coarse[row] and 0 < numel[row] <= _SORTED]
-    return fit, exact | {row: sorted_fit(checkpoint.tensors[part.names[row]]) for row in rows}
+    return fit, {row: sorted_fit(checkpoint.tensors[part.names[row]]) for row in rows}
 
 
 def _narrow(part: WeightStatistics, rows: list[FittedRow]) -> list[str]:
