@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_one_line_and_the_rest_is_read(path, tmp_path):
     header = data[8 : 8 + length].replace(b'"shape":[300,400]', b'"shape":[300,401]', 1)
     Path(lying).write_bytes(data[:8] + header + data[8 + length :])
     save_file({"w": torch.ones(30).to(torch.float8_e5m2)}, fp8)
-    torch.save({"w": torch.ones(3), "c": cli.Method.mle}, pickle)
+    torch.save({"w": torch.ones(3), "c": cli.fit.Method.mle}, pickle)
     result = run("fit", cut, lying, path, fp8, pickle, tmp_path / "none.pt", "--by", "role", code=2)
     assert [row[0] for row in rows_of(result.stdout)] == [path] * 6
     lines = result.stderr.splitlines()
@@ -277,7 +277,7 @@ def test_doctor_says_what_runs_and_why_not(monkeypatch):
         assert (backend.reason or "runs on") in line
     assert "avx" in told or "portable" in told or "neon" in told
     monkeypatch.setattr("weibull_kernels.kernels.cpu._missing", "no module _cpu")
-    monkeypatch.setitem(cli._OPTIONAL, "no-such-package", "nothing")
+    monkeypatch.setitem(cli.doctor._OPTIONAL, "no-such-package", "nothing")
     told = run("doctor").stdout
     assert re.search(r"backend cpu +cannot run: the compiled extension is missing \(no module _cpu\)", told)
     assert re.search(r"instruction sets +no compiled extension", told)
@@ -431,14 +431,14 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
 def test_a_row_that_is_infinite_is_null_in_json(path, tmp_path):
     rows = survey_checkpoint(open_checkpoint(path), path).roles
     rows = [replace(rows[0], rms=math.inf, scale=-math.inf, ks=math.nan)]
-    cli._write_json(rows, str(tmp_path / "rows.json"))
+    cli.fit._write_json(rows, str(tmp_path / "rows.json"))
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["rms"], row["scale"], row["ks"], row["k"]) == (None, None, None, rows[0].k)
 
 
 def test_a_file_that_cannot_be_written_is_left_as_it_is(path, tmp_path):
     rows = [replace(survey_checkpoint(open_checkpoint(path), path).roles[0], name="\ud800")]
-    for kind, write in cli._WRITERS.items():
+    for kind, write in cli.fit._WRITERS.items():
         file = tmp_path / f"rows.{kind}"
         file.write_text("of last week")
         with pytest.raises(UnicodeEncodeError):

@@ -1,0 +1,44 @@
+"""The command `weibull-kernels`: fits of checkpoints, and what runs on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import doctor, fit
+
+app = typer.Typer(
+    name="weibull-kernels",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Weibull fits of the weights in checkpoints.",
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"weibull-kernels {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+# In the order of --help. The modules are named, so that they are not hidden by their functions.
+app.command()(fit.fit)
+app.command()(doctor.doctor)
