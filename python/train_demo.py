@@ -7,13 +7,13 @@ from typing import Annotated
 
 import pyarrow as pa
 import typer
-from pictures import draw_forces, draw_sigma
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from text import library_source
 from torch import Tensor
 from training import Run, Settings, train
 
 import weibull_kernels as wk
+from weibull_kernels.pictures import draw_forces, draw_sigma
 from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.report import budget_table, phase_table
 

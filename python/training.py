@@ -14,7 +14,7 @@ from torch import Tensor
 import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink
 
-BETAS = (0.9, 0.95)
+BETA1 = 0.9
 CLIP = 1.0
 FINAL_LR = 0.05  # of the peak, at the end of the cosine
 FITTED = 5  # records from one Weibull fit of the weights to the next
@@ -33,6 +33,7 @@ class Settings:
     batch: int = 16
     lr: float = 6e-3
     weight_decay: float = 0.8
+    beta2: float = 0.95
     warmup: int | None = None  # a tenth of the steps
     seed: int = 0
     every: int = 5
@@ -47,6 +48,8 @@ class Settings:
             raise ValueError(f"lr must be a positive number, got {self.lr}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or a positive number, got {self.weight_decay}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must be from 0 to under 1, got {self.beta2}")
         if self.lr * self.weight_decay >= 1:
             raise ValueError(f"lr·weight_decay must be under 1, got {self.lr * self.weight_decay}; lower one")
         if self.width % (2 * self.heads):
@@ -90,7 +93,7 @@ def make_optimizer(model: torch.nn.Module, settings: Settings) -> wk.AdamW:
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return wk.AdamW(groups, lr=settings.lr, betas=BETAS, ledger=settings.forces)
+    return wk.AdamW(groups, lr=settings.lr, betas=(BETA1, settings.beta2), ledger=settings.forces)
 
 
 @dataclass
@@ -201,11 +204,13 @@ def train(
     text: Tensor,
     sink: ParquetSink | None = None,
     report: Callable[[int, float], None] | None = None,
+    visit: Callable[[int, torch.nn.Module], None] | None = None,
 ) -> Run:
     """Train on the bytes of `text`; drain the ledger every `settings.every` steps and after the last.
 
     Each record is the exact sum over the steps since the one before. `report` is called with the
-    step and its loss as often as that. Ctrl-C ends the run early and in order. Measuring changes
+    step and its loss as often as that, `visit` with the model after every step and before the first,
+    as step 0. Ctrl-C ends the run early and in order. Measuring changes
     nothing: without `settings.forces` the weights are the same bits.
     """
     device = settings.torch_device()
@@ -216,6 +221,8 @@ def train(
     places = torch.Generator().manual_seed(settings.seed)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     run = Run(model, training=Stopwatch(device), recording=Stopwatch(device))
+    if visit is not None:
+        visit(0, model)
     before = norms_sq(weights)
     unfitted = dict.fromkeys(("k", "scale"), [math.nan] * len(weights))
     try:
@@ -244,6 +251,8 @@ def train(
                     run.super_weights.add(step, optimizer)
             scheduler.step()
             run.step = step
+            if visit is not None:
+                visit(step, model)
             if report is not None and recorded:
                 report(step, loss.item())
     except KeyboardInterrupt:

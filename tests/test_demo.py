@@ -2,7 +2,6 @@ import math
 
 import neox
 import numpy as np
-import pictures
 import pytest
 import text
 import torch
@@ -11,6 +10,7 @@ import training
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
+from weibull_kernels import pictures
 from weibull_kernels.records import ParquetSink, force_series, read_records, run_metadata
 
 TINY = {

@@ -6,15 +6,19 @@ from importlib.metadata import version as _version
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
+from .gram import CheckpointGram, checkpoint_gram
 from .ledger import Ledger
 from .measure import forces
 from .phases import PHASES, RunSummary, find_phases, summarize_run
 from .reconstruction import BRIDGES, ReconstructionErrors, integrate_forces, reconstruction_error
 from .records import ParquetSink, read_records
+from .recovery import recover, recover_from_norms
 from .report import budget_table, phase_table
 from .roles import ROLES, TRANSMISSION, role_of
+from .series import ForceSeries, Impulses, Recovery
 from .statistics import WeightStatistics, weight_statistics
 from .super_weights import without_super_weights
+from .trajectory import find_checkpoints
 from .weibull import WeibullFit, fit_weibull
 
 try:
@@ -30,16 +34,22 @@ __all__ = [
     "AdamW",
     "Backend",
     "Backends",
+    "CheckpointGram",
     "ForceBudget",
+    "ForceSeries",
+    "Impulses",
     "Ledger",
     "ParquetSink",
     "ReconstructionErrors",
+    "Recovery",
     "RunSummary",
     "Shares",
     "WeibullFit",
     "WeightStatistics",
     "backends",
     "budget_table",
+    "checkpoint_gram",
+    "find_checkpoints",
     "find_phases",
     "fit_weibull",
     "forces",
@@ -47,6 +57,8 @@ __all__ = [
     "phase_table",
     "read_records",
     "reconstruction_error",
+    "recover",
+    "recover_from_norms",
     "role_of",
     "summarize_run",
     "weight_statistics",

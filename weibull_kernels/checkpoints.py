@@ -44,6 +44,9 @@ _KINDS = f"*.safetensors, *.index.json or {', '.join('*' + suffix for suffix in 
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
+# What a folder calls the pickle of its model.
+_MODEL_PICKLES = ("pytorch_model.bin", "model.pt", "model.pth")
+
 # Where training scripts put the model, beside the optimizer and what else they save.
 _MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -138,12 +141,12 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     """What a checkpoint holds, checked against the sizes of its files; no tensor is read yet.
 
     Args:
-        path: a `.safetensors` file; a folder of shards, with its index or without; the index
-            itself; or `.pt`, `.pth`, `.bin`, `.ckpt` as `torch.save` wrote it, a state_dict or a
-            dict that holds one under "state_dict", "model_state_dict", "model" or "module", what is
-            beside it being left out. Such a file is a pickle: it is loaded with `weights_only=True`,
-            never otherwise, and its entries stay on disk, but for files of before torch 1.6, which are
-            read whole.
+        path: a `.safetensors` file; a folder of shards, with its index or without, or of a
+            `pytorch_model.bin` or `model.pt`; the index itself; or `.pt`, `.pth`, `.bin`, `.ckpt` as
+            `torch.save` wrote it, a state_dict or a dict that holds one under "state_dict",
+            "model_state_dict", "model" or "module", what is beside it being left out. Such a file
+            is a pickle: it is loaded with `weights_only=True`, never otherwise, and its entries stay on
+            disk, but for files of before torch 1.6, which are read whole.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -166,6 +169,32 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _indexed(path)
     return _file(path)
+
+
+def checkpoint_in_memory(tensors: Mapping[str, Tensor], called: str) -> Checkpoint:
+    """Tensors by name, such as a `state_dict`, as a checkpoint; they are read where they are.
+
+    Args:
+        tensors: dense, on any device. What is no tensor is left out.
+        called: the path that the checkpoint is to have in messages.
+
+    Raises:
+        CheckpointError: a tensor is sparse, quantised or on the meta device.
+        TypeError: the tensors are not in a mapping by name.
+    """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"{called}: expected a path or a mapping from name to tensor, got a {type(tensors).__name__}"
+        )
+    named = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    left_out = {
+        str(name): f"not a tensor but a {type(value).__name__}"
+        for name, value in tensors.items()
+        if not isinstance(value, Tensor)
+    }
+    for name, tensor in named.items():
+        _require_dense(Path(called), name, tensor)
+    return _of_tensors(Path(called), named, left_out)
 
 
 def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -201,7 +230,14 @@ def _folder(folder: Path) -> Checkpoint:
             return _indexed(found[0])
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        raise CheckpointError(f"{folder} holds neither an index nor *.safetensors; expected one of them")
+        # Beside a model's pickle there may be others, the optimizer's among them: only these names are its.
+        for name in _MODEL_PICKLES:
+            if (folder / name).is_file():
+                return _pickled(folder / name)
+        raise CheckpointError(
+            f"{folder} holds neither an index nor *.safetensors nor {', '.join(_MODEL_PICKLES)}; "
+            "expected one of them"
+        )
     tensors: dict[str, StoredTensor] = {}
     for tensor in (tensor for shard in shards for tensor in _safetensors(shard)):
         if (other := tensors.setdefault(tensor.name, tensor)) is not tensor:
@@ -336,27 +372,37 @@ def _pickled(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_reason(error)}") from None
     named, left_out = _state_dict(path, saved)
     for name, tensor in named.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            kind = "quantised" if tensor.is_quantized else tensor.device if tensor.is_meta else tensor.layout
-            raise CheckpointError(f"{path}: '{name}' is {kind}; dense tensors can be read")
+        _require_dense(path, name, tensor)
         stored = tensor.untyped_storage().nbytes() // tensor.dtype.itemsize
         if tensor.numel() > stored:  # of which a file of a few bytes may claim any number
             raise CheckpointError(
                 f"{path}: '{name}' of shape {list(tensor.shape)} repeats its entries: it has "
                 f"{tensor.numel():,}, of which {stored:,} are stored; save it after .contiguous()"
             )
-    for name, earlier in tied(named).items():
-        left_out[name] = f"tied to '{earlier}'"
-        del named[name]
+    return _of_tensors(path, named, left_out)
 
-    def in_memory(tensor: Tensor) -> Callable[[int, int, Tensor | None], Tensor]:
+
+def _require_dense(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "quantised" if tensor.is_quantized else tensor.device if tensor.is_meta else tensor.layout
+        raise CheckpointError(f"{path}: '{name}' is {kind}; dense tensors can be read")
+
+
+def _of_tensors(path: Path, named: Mapping[str, Tensor], left_out: Mapping[str, str]) -> Checkpoint:
+    """Tensors that are in memory, or mapped into it; each memory once."""
+    again = tied(named)
+
+    def reader(tensor: Tensor) -> Callable[[int, int, Tensor | None], Tensor]:
         return lambda start, stop, out: _stretch(tensor.detach(), start, stop)
 
     tensors = {
-        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, path, in_memory(tensor))
+        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, path, reader(tensor))
         for name, tensor in named.items()
+        if name not in again
     }
-    return Checkpoint(path, tensors, left_out)
+    return Checkpoint(
+        path, tensors, {**left_out, **{name: f"tied to '{earlier}'" for name, earlier in again.items()}}
+    )
 
 
 def _stretch(tensor: Tensor, start: int, stop: int) -> Tensor:

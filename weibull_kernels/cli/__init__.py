@@ -1,4 +1,4 @@
-"""The command `weibull-kernels`: fits of checkpoints, and what runs on this machine."""
+"""The command `weibull-kernels`: what the weights and the checkpoints of a run say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, fit
+from . import doctor, fit, recover
 
 app = typer.Typer(
     name="weibull-kernels",
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Weibull fits of the weights in checkpoints.",
+    help="Weibull fits of the weights in checkpoints, and the forces between them.",
 )
 
 
@@ -41,4 +41,5 @@ def _options(
 
 # In the order of --help. The modules are named, so that they are not hidden by their functions.
 app.command()(fit.fit)
+app.command()(recover.recover)
 app.command()(doctor.doctor)

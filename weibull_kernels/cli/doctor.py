@@ -8,7 +8,7 @@ import typer
 
 _OPTIONAL = {
     "pandas": "to_pandas() of every result",
-    "matplotlib": "the pictures of make demo",
+    "matplotlib": "pictures",
     "pytest": "make test",
 }
 

@@ -1,8 +1,11 @@
 """Pictures of a run, from its records."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-import weibull_kernels as wk
-from weibull_kernels.phases import find_phases, moving_average
-from weibull_kernels.records import force_series
-from weibull_kernels.report import role_series
+from .budget import ForceBudget
+from .phases import find_phases, moving_average
+from .records import force_series
+from .report import role_series
+from .roles import TRANSMISSION
 
 # Okabe and Ito's colours, told apart with any colour vision.
 FORCES = {"alignment": "#0072B2", "injection": "#E69F00", "decay": "#D55E00"}
@@ -36,7 +40,7 @@ PHASES = {
     "undefined": "#DDDDDD",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -49,8 +53,12 @@ STYLE = {
 
 
 def draw_forces(records: pa.Table, path: Path) -> None:
-    """The three forces on the transmission weights over the run, and their shares, as a PNG."""
-    step, sums = force_series(records, *wk.TRANSMISSION)
+    """The three forces over the run and their shares, as a PNG.
+
+    Of the transmission weights; of all where none of the tensors is one of them.
+    """
+    roles, what = _shown_roles(records)
+    step, sums = force_series(records, *roles)
     series = per_step(sums)
     mean = moving_average(step, sums)
     with matplotlib.rc_context(STYLE):
@@ -69,7 +77,7 @@ def draw_forces(records: pa.Table, path: Path) -> None:
         decade = np.floor(np.log10(max(float(np.nanmax(mean.absolute)), 1e-300)))
         forces.set_yscale("symlog", linthresh=10.0 ** (decade - 1))
         forces.set_ylabel("contribution to Δ‖w‖², mean per step")
-        forces.set_title("Forces on the transmission weights (attention output, FFN)", pad=22)
+        forces.set_title(f"Forces on {what}", pad=22)
         shares.set_ylim(-1, 1)
         shares.yaxis.set_major_formatter(PercentFormatter(1))
         shares.set_ylabel("share of the absolute budget")
@@ -83,12 +91,18 @@ def draw_forces(records: pa.Table, path: Path) -> None:
         figure.savefig(path)
 
 
+def _shown_roles(records: pa.Table) -> tuple[tuple[str, ...], str]:
+    if set(TRANSMISSION) & set(records["role"].to_pylist()):
+        return TRANSMISSION, "the transmission weights (attention output, FFN)"
+    return (), "all weights"
+
+
 def draw_sigma(records: pa.Table, path: Path) -> None:
     """σ of each role over the run, and λ where the records have it, as a PNG.
 
     The phases of the transmission weights are shaded.
     """
-    step, transmission = force_series(records, *wk.TRANSMISSION)
+    step, transmission = force_series(records, *TRANSMISSION)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 8), layout="constrained")
         matrices, vectors, rate = figure.subplots(3, sharex=True, height_ratios=(5, 2.2, 1.3))
@@ -139,27 +153,32 @@ def draw_roles(axes: Axes, records: pa.Table, colours: dict[str, str]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def per_step(sums: wk.ForceBudget) -> wk.ForceBudget:
+def per_step(sums: ForceBudget) -> ForceBudget:
     """The forces of one step in the mean of each record, [T], whatever lies between two records."""
     steps = np.maximum(sums.steps, 1)  # where nothing moved the forces are 0
     forces = ("alignment", "injection", "decay", "coupling")
     return replace(sums, **{force: getattr(sums, force) / steps for force in forces})
 
 
-def rms(series: wk.ForceBudget) -> np.ndarray:
+def rms(series: ForceBudget) -> np.ndarray:
     """σ after the last step of each record, [T]."""
     rounding = 0 if series.rounding is None else series.rounding
     after = series.norm_sq + series.predicted_change + rounding
-    return np.sqrt(after / series.numel)
+    sigma: np.ndarray = np.sqrt(after / series.numel)
+    return sigma
 
 
-def shade_phases(axes: Axes, step: np.ndarray, series: wk.ForceBudget, *, named: bool) -> None:
+def shade_phases(axes: Axes, step: np.ndarray, series: ForceBudget, *, named: bool) -> None:
     """A background for each stretch of one phase; its name above where there is room."""
     run = step[-1] - step[0]
     for phase, start, stop in stretches(step, find_phases(step, series)):
         axes.axvspan(start, stop, color=PHASES[phase], linewidth=0, zorder=-1)
         if named and stop - start > 0.1 * run:
-            place = {"x": (start + stop) / 2, "y": 1.01, "transform": axes.get_xaxis_transform()}
+            place: dict[str, Any] = {
+                "x": (start + stop) / 2,
+                "y": 1.01,
+                "transform": axes.get_xaxis_transform(),
+            }
             axes.text(s=phase, ha="center", va="bottom", color="#444444", **place)
     if run:
         axes.set_xlim(step[0], step[-1])

@@ -1,0 +1,201 @@
+"""The forces of a run by each method of recovery, from the Gram matrices of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import injection as estimates
+from .budget import ForceBudget
+from .gram import CheckpointGram
+from .injection import UpdateEstimate
+from .interpolation import (
+    Grid,
+    chord_coefficients,
+    norm_paths,
+    shortened,
+    spline_coefficients,
+    stretches,
+    windows,
+)
+from .rates_by_name import Rates
+from .series import FORCES, Floats, Impulses, Integers, Recovery
+
+METHODS = ("corrected", "spline", "midpoint", "two_point")
+"""How forces may be recovered; see `wk.recover`."""
+
+FEWEST = {"corrected": 4, "spline": 4, "midpoint": 2, "two_point": 2}
+"""Checkpoints that a method needs."""
+
+_PLACES = {"midpoint": (0.5, 0.5), "two_point": (1.0, 0.0)}
+
+
+class Collected:
+    """What is to become a `Recovery`, filled in tensor by tensor and stretch by stretch."""
+
+    def __init__(self, grid: Grid, chosen: Integers, rows: int) -> None:
+        self.grid = grid
+        self.chosen = chosen  # places in grid.steps, ascending
+        self.of_steps = {name: np.zeros((rows, len(chosen))) for name in (*FORCES, "norm_sq")}
+        self.of_intervals = {name: np.zeros((rows, len(grid.lengths))) for name in (*FORCES, "norm_sq")}
+        self.lr, self.weight_decay = np.zeros((rows, len(chosen))), np.zeros(rows)
+        self.known: dict[str, NDArray[Any]] = {}
+
+    def rates(self, rows: list[int], its: Rates) -> None:
+        """η and ω of some tensors."""
+        self.lr[rows], self.weight_decay[rows] = its.lr[self.chosen], its.weight_decay
+
+    def put(self, row: int, stretch: slice, forces: ForceBudget) -> None:
+        """The forces of one tensor at a stretch of all steps."""
+        low, high = np.searchsorted(self.chosen, (stretch.start, stretch.stop))
+        picked = self.chosen[low:high] - stretch.start
+        interval = self.grid.interval[stretch]
+        for name in FORCES:
+            column = getattr(forces, name)
+            self.of_steps[name][row, low:high] = column[picked]
+            self.of_intervals[name][row] += np.bincount(interval, column, len(self.grid.lengths))
+        self.of_steps["norm_sq"][row, low:high] = forces.norm_sq[picked]
+        begun = (self.grid.bounds[:-1] >= stretch.start) & (self.grid.bounds[:-1] < stretch.stop)
+        self.of_intervals["norm_sq"][row, begun] = forces.norm_sq[
+            self.grid.bounds[:-1][begun] - stretch.start
+        ]
+
+    def describe(self, row: int, **columns: Any) -> None:
+        """What is known of the intervals of one tensor, [I] each."""
+        for name, column in columns.items():
+            if name not in self.known:
+                self.known[name] = np.zeros((len(self.weight_decay), len(column)), column.dtype)
+            self.known[name][row] = column
+
+    def compare(self, row: int, interval: int, forces: ForceBudget) -> None:
+        """The forces of an interval by a shorter window, beside those that were put."""
+        if "window_error" not in self.known:
+            self.known["window_error"] = np.zeros((len(self.weight_decay), len(self.grid.lengths)))
+        mine = [self.of_intervals[name][row, interval] for name in FORCES[:3]]
+        other = [getattr(forces, name).sum() for name in FORCES[:3]]
+        apart = sum(abs(a - b) for a, b in zip(mine, other, strict=True))
+        self.known["window_error"][row, interval] = apart / sum(map(abs, mine))
+
+    def result(
+        self,
+        names: tuple[str, ...] | None,
+        roles: Mapping[str, str] | None,
+        numel: Integers,
+        how: tuple[str, str, str],
+        left_out: Mapping[str, str],
+        notes: tuple[str, ...],
+    ) -> Recovery:
+        """All of it."""
+        tensors: dict[str, Any] = {"numel": numel, "names": names, "role_overrides": roles}
+        of_intervals: dict[str, Any] = {**self.of_intervals, **self.known}
+        of_steps: dict[str, Any] = {**self.of_steps}
+        impulses = Impulses(step=self.grid.knots[1:], steps=self.grid.lengths, **of_intervals, **tensors)
+        return Recovery(
+            step=self.grid.steps[self.chosen],
+            steps=np.ones(len(self.chosen), dtype=np.int64),
+            **of_steps,
+            **tensors,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            impulses=impulses,
+            method=how[0],
+            bc_type=how[1],
+            variable=how[2],
+            left_out=left_out,
+            notes=notes,
+        )
+
+
+def correct(
+    collected: Collected,
+    rows: list[int],
+    norm_sq: Floats,
+    numel: Integers,
+    its: Rates,
+    estimate: UpdateEstimate,
+    variable: str,
+    bc_type: str,
+) -> None:
+    """The path of ‖w‖² and an estimate of the injection; the alignment is what they leave."""
+    grid, eta, lost = collected.grid, its.lr, its.lost
+    positions = grid.positions(variable, eta)
+    update_sq = estimates.along(estimate, grid.knots, grid.steps)
+    for place, row in enumerate(rows):
+        path, other = norm_paths(grid, positions, norm_sq[place], bc_type)
+        before = path[:-1]
+        injection = eta**2 * numel[place] * update_sq[place]
+        decay = -2 * lost * before
+        # Of Δ‖w‖² = alignment + injection + decay + coupling, the last of which has the alignment in it.
+        alignment = (np.diff(path) - injection - decay - lost**2 * before) / (1 - lost)
+        coupling = lost * (lost * before - alignment)
+        collected.put(row, slice(0, len(eta)), ForceBudget(alignment, injection, decay, coupling, before))
+        of_injection = estimate.error[place] * grid.summed(injection)
+        of_decay = abs(grid.summed(2 * lost * (other[:-1] - before)))
+        collected.describe(
+            row,
+            injection_error=of_injection,
+            decay_error=of_decay,
+            alignment_error=np.hypot(of_injection, of_decay),
+            update_rms=np.sqrt(estimate.update_sq[place]),
+            update_rms_error=estimate.error[place] / 2,
+            injection_source=estimate.source[place],
+        )
+
+
+def displace(
+    collected: Collected,
+    rows: list[int],
+    gram: CheckpointGram,
+    its: Rates,
+    method: str,
+    variable: str,
+    bc_type: str,
+) -> None:
+    """The forces of a path of the weights that is linear in the checkpoints."""
+    grid, lost = collected.grid, its.lost
+    if method in _PLACES:
+        for stretch, place, way in chord_coefficients(grid, its.lr, _PLACES[method]):
+            first = int(grid.interval[stretch.start])
+            for row, products in zip(
+                rows, gram.products[:, first : first + 2, first : first + 2], strict=True
+            ):
+                collected.put(row, stretch, _path_forces(products, place, way, lost[stretch]))
+        return
+    positions = grid.positions(variable, its.lr)
+    known = np.asarray(~np.isnan(gram.products).any(axis=0))
+    for window, intervals in stretches(windows(known)):
+        if window.stop - window.start < FEWEST[method]:
+            raise ValueError(
+                f"a spline needs {FEWEST[method]} checkpoints that were read together, and only those of "
+                f"steps {list(gram.steps[window])} were; extend with more of the old ones reread"
+            )
+        for stretch, place, way in spline_coefficients(grid, positions, bc_type, window, intervals):
+            for row, products in zip(rows, gram.products[:, window, window], strict=True):
+                collected.put(row, stretch, _path_forces(products, place, way, lost[stretch]))
+        if window != slice(0, len(known)):
+            for interval in range(intervals.start, intervals.stop):
+                shorter = shortened(window, interval, len(known))
+                one = slice(interval, interval + 1)
+                [(stretch, place, way)] = spline_coefficients(grid, positions, bc_type, shorter, one)
+                for row, products in zip(rows, gram.products[:, shorter, shorter], strict=True):
+                    collected.compare(row, interval, _path_forces(products, place, way, lost[stretch]))
+
+
+def _path_forces(products: Floats, place: Floats, way: Floats, lost: Floats) -> ForceBudget:
+    """The forces [t] of the update that moves w by `way` where it is at `place`, both [t, k] in checkpoints.
+
+    With way = −ηu − ηω·w: alignment = 2⟨w,way⟩ + 2ηω‖w‖², injection = ‖way + ηω·w‖².
+    """
+    at, along = place @ products, way @ products
+    norm_sq, both, way_sq = (at * place).sum(1), (at * way).sum(1), (along * way).sum(1)
+    alignment = 2 * (both + lost * norm_sq)
+    return ForceBudget(
+        alignment=alignment,
+        injection=way_sq + 2 * lost * both + lost**2 * norm_sq,
+        decay=-2 * lost * norm_sq,
+        coupling=lost * (lost * norm_sq - alignment),
+        norm_sq=norm_sq,
+    )
