@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adamw.h"
+#include "gram.h"
 #include "histogram.h"
 #include "instruction_sets.h"
 #include "sums.h"
@@ -146,6 +147,30 @@ void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::o
     step_tensors(rows, pointer<const float>(grad_scale), pointer<const float>(found_inf), set, threads);
 }
 
+enum GramColumn { kGramAddress, kGramDtype, kGramColumns };
+
+DoubleArray gram(const Int64Array& columns, int64_t count, const std::string& instruction_set) {
+    require(columns.ndim() == 2 && columns.shape(0) > 0 && columns.shape(1) == kGramColumns,
+            "columns must be [K, 2] with K of at least 1");
+    require(count >= 0, "a count of entries is not negative");
+    const InstructionSet set = find_instruction_set(instruction_set);
+
+    const int64_t size = columns.shape(0);
+    std::vector<Column> basis(size);
+    const auto cell = columns.unchecked<2>();
+    for (int64_t i = 0; i < size; ++i) {
+        require(cell(i, kGramAddress) != 0 || count == 0, "a column has no memory; was its storage freed?");
+        basis[i] = {pointer<void>(cell(i, kGramAddress)), Dtype(cell(i, kGramDtype))};
+    }
+    DoubleArray matrix({size, size});
+    double* const gram = matrix.mutable_data();
+    {
+        py::gil_scoped_release release;
+        gram_matrix(basis, count, set, gram);
+    }
+    return matrix;
+}
+
 std::vector<std::string> instruction_set_names() {
     std::vector<std::string> names;
     for (const InstructionSet& set : instruction_sets()) names.emplace_back(set.name);
@@ -168,4 +193,8 @@ PYBIND11_MODULE(_cpu, module) {
                "grad_scale"_a, "found_inf"_a, "instruction_set"_a, "threads"_a,
                "One step of AdamW on tensors [P, 14] by hyperparameters [G, 6], in place, booked in the "
                "ledger [L, 14] or None.");
+    module.def(
+        "gram", &weibull::gram, "columns"_a, "count"_a, "instruction_set"_a,
+        "The Gram matrix float64 [K, K] of the first of K columns and of the differences of neighbours, "
+        "over their `count` entries, on the calling thread.");
 }

@@ -5,14 +5,19 @@
 #include <vector>
 
 #include "adamw.h"
+#include "gram.h"
 #include "sums.h"
 
 namespace weibull {
 
-// Both take the entries [begin, begin + count) of a tensor.
-#define WK_CHUNK_LOOPS                                           \
-    Sums sum_chunk(const Tensor&, int64_t begin, int64_t count); \
-    StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);
+// They take the entries [begin, begin + count) of a tensor. gram_chunk adds to the lower triangle of gram
+// [size, size], and works in as many bytes as gram_workspace says.
+#define WK_CHUNK_LOOPS                                                                                  \
+    Sums sum_chunk(const Tensor&, int64_t begin, int64_t count);                                        \
+    StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);              \
+    int64_t gram_workspace(int64_t size);                                                               \
+    void gram_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace, \
+                    double* gram);
 
 namespace portable {
 WK_CHUNK_LOOPS
@@ -30,6 +35,8 @@ struct InstructionSet {
     const char* name;
     decltype(&portable::sum_chunk) sum_chunk;
     decltype(&portable::step_chunk) step_chunk;
+    decltype(&portable::gram_workspace) gram_workspace;
+    decltype(&portable::gram_chunk) gram_chunk;
 };
 
 // Those this processor runs, the widest first.

@@ -2,36 +2,12 @@
 
 #include <algorithm>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "histogram.h"
 #include "instruction_sets.h"
+#include "subnormals.h"
 #include "threads.h"
 
 namespace weibull {
-namespace {
-
-// While this lives, subnormal numbers are numbers on x86: torch.set_flush_denormal(True) in the
-// training loop must not change what is measured. A new thread inherits its creator's setting.
-class SubnormalsKept {
-#if defined(__x86_64__)
-    static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
-    unsigned before_ = _mm_getcsr();
-
-public:
-    SubnormalsKept() { _mm_setcsr(before_ & ~(kFlushToZero | kDenormalsAreZero)); }
-    ~SubnormalsKept() { _mm_setcsr(before_); }
-#else
-public:
-    SubnormalsKept() {}
-#endif
-    SubnormalsKept(const SubnormalsKept&) = delete;
-    SubnormalsKept& operator=(const SubnormalsKept&) = delete;
-};
-
-}  // namespace
 
 void Sums::add(const Sums& part) {
     weight_update += part.weight_update;

@@ -176,7 +176,8 @@ def compared(recovery: wk.Recovery, truth: Truth, role: str) -> dict[str, Any]:
         }
         if recovery.impulses.alignment_error is not None:
             sigma = recovery.impulses.alignment_error[rows].sum(axis=0)
-            off = abs((impulses.alignment - true) / sigma)[intervals]
+            known = intervals & (sigma > 0)  # of a single step nothing is uncertain
+            off = abs(impulses.alignment - true)[known] / sigma[known]
             found[phase]["within_one_sigma"] = float((off <= 1).mean()) if len(off) else None
             found[phase]["within_two_sigma"] = float((off <= 2).mean()) if len(off) else None
     return found

@@ -19,6 +19,10 @@ KERNELS = {
     ("adamw", "reference"): "weibull_kernels.kernels.reference:adamw",
     ("adamw", "cpu"): "weibull_kernels.kernels.cpu:adamw",
     ("adamw", "triton"): "weibull_kernels.kernels.triton:adamw",
+    ("gram", "reference"): "weibull_kernels.kernels.reference:gram",
+    ("gram", "cpu"): "weibull_kernels.kernels.cpu:gram",
+    # A float64 product of matrices, which is what cuBLAS is best at.
+    ("gram", "triton"): "weibull_kernels.kernels.reference:gram",
 }
 """Named, not imported: Triton takes a while to load and need not be installed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -79,6 +80,21 @@ def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = 
             instruction_set=instruction_set or _cpu.instruction_sets()[0],
             threads=torch.get_num_threads(),
         )
+
+
+def gram(columns: Sequence[Tensor], *, instruction_set: str | None = None) -> Tensor:
+    """The matrix of `reference.gram`, on the calling thread alone: callers share out the entries.
+
+    The order of the additions depends neither on K nor on the width of a register.
+    """
+    count = columns[0].numel()
+    if not all(column.numel() == count and column.is_contiguous() for column in columns):
+        raise ValueError("the columns of a Gram matrix must be contiguous and of one length")
+    cells = [(column.data_ptr(), _DTYPES[column.dtype]) for column in columns]
+    matrix = _cpu.gram(
+        np.array(cells, dtype=np.int64), count, instruction_set=instruction_set or _cpu.instruction_sets()[0]
+    )
+    return torch.from_numpy(matrix)
 
 
 # Columns of the table of tensors to step, as in csrc/bindings.cpp.

@@ -6,12 +6,17 @@ Every other backend is tested against this one. It runs on any device that has f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .interface import BIN_BITS, BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
 
 DEVICES = ("any device with float64",)
+
+_GRAM_BLOCK = 2**16
+"""Entries that a Gram matrix takes at a time, so that K columns of them in float64 stay small."""
 
 
 def unavailable() -> str | None:
@@ -129,6 +134,21 @@ def adamw(tensors: SteppedTensors, step: Step) -> None:
         weight.copy_(decay_factor * before - lr * u)
         if step.ledger is not None:
             book(step.ledger[tensors.places[i]], before, u, weight.double(), lr, decay_factor, count)
+
+
+def gram(columns: Sequence[Tensor]) -> Tensor:
+    """The Gram matrix H[i,j] = Σ rᵢ·rⱼ, float64 [K, K], of a tensor's states and the steps between them.
+
+    `columns` are K ≥ 1 flat tensors w of one length and device, of any floating dtype each; r₀ = w₀ and
+    rᵢ = wᵢ − wᵢ₋₁, in float64. The matrix is exactly symmetric and on the device of the columns.
+    """
+    total = torch.zeros(len(columns), len(columns), dtype=torch.float64, device=columns[0].device)
+    for blocks in zip(*(torch.split(column.detach(), _GRAM_BLOCK) for column in columns), strict=True):
+        states = torch.stack([block.double() for block in blocks])  # [K, entries]
+        basis = states.diff(dim=0, prepend=torch.zeros_like(states[:1]))
+        total += basis @ basis.T
+    lower = total.tril()
+    return lower + lower.tril(-1).T
 
 
 def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
