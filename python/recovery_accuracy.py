@@ -24,6 +24,7 @@ from training import BETA1, Settings, train
 
 import weibull_kernels as wk
 from weibull_kernels.gram import CheckpointGram, checkpoint_gram
+from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
 from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.recovery_methods import METHODS
 
@@ -101,7 +102,8 @@ def trained(
     """The records of every step, and the Gram matrices of the checkpoints, which are then deleted."""
     records_path, gram_path, weights = folder / "records.parquet", folder / "gram.parquet", folder / "weights"
     if not gram_path.exists():
-        wanted = sorted({step for steps in schedules(settings.steps).values() for step in steps})
+        wanted = {step for steps in schedules(settings.steps).values() for step in steps}
+        wanted |= set(range(0, settings.steps + 1, 5))
         shutil.rmtree(folder, ignore_errors=True)
         weights.mkdir(parents=True)
         task = progress.add_task(f"training {name_of(settings)}", total=settings.steps)
@@ -122,8 +124,6 @@ def trained(
 
 def judged(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Iterator[dict[str, Any]]:
     """A row for every schedule, method and role."""
-    every = np.arange(1, settings.steps + 1)
-    rates = np.array([settings.lr * settings.lr_factor(step) for step in every])
     present = set(records["role"].to_pylist())
     truths = {
         role: Truth.of(records, *(wk.TRANSMISSION if role == "transmission" else (role,)))
@@ -132,13 +132,7 @@ def judged(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Itera
     }
     for schedule, steps in schedules(settings.steps).items():
         for method in METHODS:
-            recovery = wk.recover(
-                gram.at(steps),
-                lr=(every, rates),
-                weight_decay={"norm": 0.0, "bias": 0.0, "*": settings.weight_decay},
-                betas=(BETA1, settings.beta2),
-                method=method,
-            )
+            recovery = recovered(settings, gram.at(steps), method=method)
             for role, truth in truths.items():
                 yield {
                     "run": name_of(settings),
@@ -147,6 +141,34 @@ def judged(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Itera
                     "role": role,
                     **compared(recovery, truth, role),
                 }
+
+
+def variants(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Iterator[dict[str, Any]]:
+    """A row for every way to interpolate, of the corrected forces of the transmission weights."""
+    truth = Truth.of(records, *wk.TRANSMISSION)
+    for schedule, steps in schedules(settings.steps).items():
+        for variable in VARIABLES:
+            for bc_type in END_CONDITIONS:
+                recovery = recovered(settings, gram.at(steps), variable=variable, bc_type=bc_type)
+                yield {
+                    "run": name_of(settings),
+                    "schedule": schedule,
+                    "variable": variable,
+                    "bc_type": bc_type,
+                    **compared(recovery, truth, "transmission"),
+                }
+
+
+def recovered(settings: Settings, gram: CheckpointGram, **options: Any) -> wk.Recovery:
+    """From the checkpoints, the schedule and the decay of the run alone."""
+    every = np.arange(1, settings.steps + 1)
+    return wk.recover(
+        gram,
+        lr=(every, [settings.lr * settings.lr_factor(step) for step in every]),
+        weight_decay={"norm": 0.0, "bias": 0.0, "*": settings.weight_decay},
+        betas=(BETA1, settings.beta2),
+        **options,
+    )
 
 
 def compared(recovery: wk.Recovery, truth: Truth, role: str) -> dict[str, Any]:
@@ -222,7 +244,32 @@ def table(rows: list[dict[str, Any]], role: str) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[dict[str, Any]], runs: list[Settings]) -> str:
+def variants_table(rows: list[dict[str, Any]]) -> str:
+    """Median errors in the rise and in saturation by spacing, in Markdown."""
+    names = list(dict.fromkeys(row["schedule"] for row in rows))
+    lines = [
+        f"| along | ends | {' | '.join(names)} |",
+        f"|---|---|{'--:|' * len(names)}",
+    ]
+    for variable in VARIABLES:
+        for bc_type in END_CONDITIONS:
+            cells = []
+            for schedule in names:
+                mine = [
+                    row
+                    for row in rows
+                    if (row["variable"], row["bc_type"], row["schedule"]) == (variable, bc_type, schedule)
+                ]
+                errors = [
+                    [row[phase]["error"] for row in mine if row[phase]["error"] is not None]
+                    for phase in ("rise", "saturation")
+                ]
+                cells.append(" / ".join(f"{np.median(part):.1%}" if part else "–" for part in errors))
+            lines.append(f"| `{variable}` | {bc_type} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page(rows: list[dict[str, Any]], ways: list[dict[str, Any]], runs: list[Settings]) -> str:
     """The results page."""
     kinds = "\n".join(f"- `{name_of(run)}`" for run in runs)
     return f"""# Forces recovered from checkpoints, against the true ones
@@ -249,6 +296,13 @@ close as they say. Each number is the median over the runs that have such a phas
 ## Embedding
 
 {table(rows, "embedding")}
+
+## Along what, and how it ends
+
+The error of `corrected` on the transmission weights, in the rise / in saturation, by the variable that ‖w‖²
+is interpolated along and the end condition of the spline. `lr_sum`, Ση, with not-a-knot ends is the default.
+
+{variants_table(ways)}
 """
 
 
@@ -269,16 +323,18 @@ def main(
     changed: dict[str, Any] = {"steps": steps} | ({} if width is None else {"width": width})
     chosen = [replace(settings, **changed) for settings in RUNS[:runs]]
     rows: list[dict[str, Any]] = []
+    ways: list[dict[str, Any]] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         all_runs = progress.add_task("runs", total=len(chosen))
         for settings in chosen:
             records, gram = trained(settings, source, out / name_of(settings), progress)
             rows += judged(settings, records, gram)
+            ways += variants(settings, records, gram)
             progress.advance(all_runs)
     results.mkdir(parents=True, exist_ok=True)
-    (results / "recovery.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (results / "recovery.md").write_text(page(rows, chosen))
+    (results / "recovery.json").write_text(json.dumps({"runs": rows, "interpolation": ways}, indent=1) + "\n")
+    (results / "recovery.md").write_text(page(rows, ways, chosen))
     first = chosen[0]
     records, gram = trained(first, source, out / name_of(first), Progress(disable=True))
     draw_accuracy(rows, shown_run(first, records, gram), results / "recovery.png")
@@ -289,18 +345,10 @@ def main(
 def shown_run(settings: Settings, records: pa.Table, gram: CheckpointGram) -> dict[str, Any]:
     """The alignment of one run, true and recovered from checkpoints 50 steps apart, [T] each."""
     step, truth = force_series(records, *wk.TRANSMISSION)
-    every = np.arange(1, settings.steps + 1)
-    rates = np.array([settings.lr * settings.lr_factor(step) for step in every])
     found: dict[str, Any] = {"step": step, "true": truth.alignment, "averaged": moving_mean(truth.alignment)}
     spacing = 50 if settings.steps >= 200 else 10
     for method in ("corrected", "spline", "two_point"):
-        recovery = wk.recover(
-            gram.at(range(0, settings.steps + 1, spacing)),
-            lr=(every, rates),
-            weight_decay={"norm": 0.0, "bias": 0.0, "*": settings.weight_decay},
-            betas=(BETA1, settings.beta2),
-            method=method,
-        )
+        recovery = recovered(settings, gram.at(range(0, settings.steps + 1, spacing)), method=method)
         found[method] = recovery.series(role="transmission").alignment
     return found | {"spacing": spacing}
 

@@ -337,7 +337,8 @@ ERRORS = [
     ({"bc_type": "periodic"}, "bc_type must be one of"),
     ({"variable": "time"}, "variable must be one of"),
     ({"injection": "guess"}, "injection must be 'estimate'"),
-    ({"injection": -0.2}, "must be positive, got -0.2"),
+    ({"injection": -0.2}, "must be positive; got -0.2"),
+    ({"betas": (0.9, 1.0)}, "betas must be two numbers from 0 to under 1"),
     ({"at": [3, 50]}, "at must lie between the checkpoints, from 4 to 100"),
     ({"optimizer_states": {5: {}}}, "optimizer_states has step 5"),
 ]

@@ -28,7 +28,7 @@ def small(tmp_path_factory):
 def test_it_leaves_a_table_the_numbers_and_a_picture(small):
     out, _, result = small
     page = (out / "results" / "recovery.md").read_text()
-    rows = json.loads((out / "results" / "recovery.json").read_text())
+    rows = json.loads((out / "results" / "recovery.json").read_text())["runs"]
     assert (out / "results" / "recovery.png").read_bytes().startswith(b"\x89PNG\r\n")
     for method in wk.recovery_methods.METHODS:
         assert f"`{method}`" in page
@@ -40,7 +40,7 @@ def test_it_leaves_a_table_the_numbers_and_a_picture(small):
 def test_corrected_is_the_closest_in_the_rise(small):
     """Of the impulses, which is where a run this short can tell the methods apart."""
     out, _, _ = small
-    rows = json.loads((out / "results" / "recovery.json").read_text())
+    rows = json.loads((out / "results" / "recovery.json").read_text())["runs"]
     found = {
         row["method"]: row["rise"]
         for row in rows

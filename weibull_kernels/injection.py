@@ -155,15 +155,7 @@ def with_stored(estimate: UpdateEstimate, stored: Floats, lengths: NDArray[np.in
 
 
 def given(update_rms: float, shape: tuple[int, ...]) -> UpdateEstimate:
-    """û_rms as the user knows it, taken as exact.
-
-    Raises:
-        ValueError: it is not a positive number.
-    """
-    if not 0 < update_rms < np.inf:
-        raise ValueError(
-            f"injection as a number is û_rms, about 0.1 to 0.4; it must be positive, got {update_rms}"
-        )
+    """û_rms as the user knows it, taken as exact."""
     return UpdateEstimate(np.full(shape, update_rms**2), np.zeros(shape), np.full(shape, "given"))
 
 

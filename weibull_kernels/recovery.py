@@ -119,7 +119,7 @@ def recover(
     grid, chosen = _grid(knots, method, bc_type, at)
     along = _variable(method, variable)
     rates_of = rates_by_name(names, lr, weight_decay, roles, grid.steps)
-    _require_injection(injection)
+    _require_estimable(injection, betas)
     if isinstance(checkpoints, CheckpointGram):
         gram = checkpoints
     else:
@@ -196,7 +196,7 @@ def recover_from_norms(
     grid, chosen = _grid(knots, "corrected", bc_type, at)
     along = _variable("corrected", variable)
     its = Rates.of("the tensor", rates(lr, grid.steps), weight_decay)
-    _require_injection(injection)
+    _require_estimable(injection, betas)
     table = np.atleast_2d(norms)
     rows, entries = list(range(len(table))), np.broadcast_to(np.asarray(numel), len(table))
     collected = Collected(grid, chosen, len(table))
@@ -269,8 +269,15 @@ def _variable(method: str, variable: str | None) -> str:
     return variable or _VARIABLE[method]
 
 
-def _require_injection(injection: str | float) -> None:
-    if isinstance(injection, str) and injection not in ("estimate", "noise_limit"):
+def _require_estimable(injection: str | float, betas: tuple[float, float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers from 0 to under 1, got {betas}")
+    if isinstance(injection, str):
+        if injection not in ("estimate", "noise_limit"):
+            raise ValueError(
+                f"injection must be 'estimate', 'noise_limit' or û_rms as a number, got {injection!r}"
+            )
+    elif not 0 < injection < np.inf:
         raise ValueError(
-            f"injection must be 'estimate', 'noise_limit' or û_rms as a number, got {injection!r}"
+            f"injection as a number is û_rms, about 0.1 to 0.4, and must be positive; got {injection}"
         )

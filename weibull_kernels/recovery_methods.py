@@ -52,11 +52,12 @@ class Collected:
         """The forces of one tensor at a stretch of all steps."""
         low, high = np.searchsorted(self.chosen, (stretch.start, stretch.stop))
         picked = self.chosen[low:high] - stretch.start
-        interval = self.grid.interval[stretch]
+        first, last = self.grid.interval[[stretch.start, stretch.stop - 1]]
+        edges = np.maximum(self.grid.bounds[first : last + 1], stretch.start) - stretch.start
         for name in FORCES:
             column = getattr(forces, name)
             self.of_steps[name][row, low:high] = column[picked]
-            self.of_intervals[name][row] += np.bincount(interval, column, len(self.grid.lengths))
+            self.of_intervals[name][row, first : last + 1] += np.add.reduceat(column, edges)
         self.of_steps["norm_sq"][row, low:high] = forces.norm_sq[picked]
         begun = (self.grid.bounds[:-1] >= stretch.start) & (self.grid.bounds[:-1] < stretch.stop)
         self.of_intervals["norm_sq"][row, begun] = forces.norm_sq[
@@ -190,7 +191,8 @@ def _path_forces(products: Floats, place: Floats, way: Floats, lost: Floats) -> 
     With way = −ηu − ηω·w: alignment = 2⟨w,way⟩ + 2ηω‖w‖², injection = ‖way + ηω·w‖².
     """
     at, along = place @ products, way @ products
-    norm_sq, both, way_sq = (at * place).sum(1), (at * way).sum(1), (along * way).sum(1)
+    pairs = ((at, place), (at, way), (along, way))
+    norm_sq, both, way_sq = (np.einsum("tk,tk->t", left, right) for left, right in pairs)
     alignment = 2 * (both + lost * norm_sq)
     return ForceBudget(
         alignment=alignment,

@@ -210,3 +210,31 @@ class Recovery(ForceSeries):
     variable: str = "lr_sum"
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """What was recovered, how, and how sure the injection is."""
+        impulses, tensors = self.impulses, np.atleast_2d(self.alignment).shape[0]
+        lines = [
+            f"{len(impulses.step) + 1} checkpoints, steps {impulses.step[0] - impulses.steps[0]} to "
+            f"{impulses.step[-1]}; {tensors} tensors, {np.sum(self.numel):,} weights; method {self.method}"
+        ]
+        if impulses.injection_source is not None and impulses.alignment_error is not None:
+            sources, counts = np.unique(impulses.injection_source, return_counts=True)
+            parts = ", ".join(
+                f"{source.replace('_', ' ')} {100 * count / counts.sum():.0f} %"
+                for source, count in zip(sources, counts, strict=True)
+            )
+            work, error = (
+                np.atleast_2d(column).sum(axis=0)
+                for column in (abs(impulses.alignment), impulses.alignment_error)
+            )
+            uncertain = 100 * float(np.median(error[work > 0] / work[work > 0])) if work.any() else 0.0
+            lines.append(
+                f"injection from {parts} of the intervals; the alignment of an interval is uncertain by "
+                f"{uncertain:.1f} % for it"
+            )
+        if impulses.window_error is not None:
+            lines.append(
+                f"splines through windows of checkpoints; off by {impulses.window_error.max():.1e} at most"
+            )
+        return "\n".join([*lines, *self.notes])

@@ -219,9 +219,7 @@ def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]
     records_path = out / "forces.parquet"
     recovery.impulses.write(records_path, run)
     records = read_records(records_path)
-    typer.echo(f"{_described(recovery)}\n\n{phase_table(records)}\n")
-    for note in recovery.notes:
-        typer.echo(shown(note))
+    typer.echo(f"{recovery}\n\n{phase_table(records)}\n")
     if recovery.left_out:
         typer.echo(f"left out {first_few([f'{name} ({why})' for name, why in recovery.left_out.items()])}")
     written = [records_path]
@@ -244,32 +242,3 @@ def _write_steps(recovery: Recovery, path: Path, every: int) -> None:
     pq.write_table(
         recovery.to_arrow(steps=[step for step in recovery.step.tolist() if step % every == 0]), path
     )
-
-
-def _described(recovery: Recovery) -> str:
-    """What was recovered, how, and how sure the injection is."""
-    import numpy as np
-
-    impulses = recovery.impulses
-    first = int(impulses.step[0] - impulses.steps[0])
-    lines = [
-        f"{len(impulses.step) + 1} checkpoints, steps {first} to {impulses.step[-1]}; "
-        f"{len(recovery.names or ())} tensors, {np.sum(recovery.numel):,} weights; method {recovery.method}"
-    ]
-    if impulses.injection_source is not None and impulses.alignment_error is not None:
-        sources, counts = np.unique(impulses.injection_source, return_counts=True)
-        parts = [
-            f"{source.replace('_', ' ')} {100 * count / counts.sum():.0f} %"
-            for source, count in zip(sources, counts, strict=True)
-        ]
-        work = np.abs(impulses.alignment).sum(axis=0)
-        error = float(np.median(impulses.alignment_error.sum(axis=0) / np.where(work > 0, work, np.inf)))
-        lines.append(
-            f"injection from {', '.join(parts)} of the intervals; it leaves the alignment of an interval "
-            f"uncertain by {100 * error:.1f} %"
-        )
-    if impulses.window_error is not None:
-        lines.append(
-            f"splines through windows of checkpoints: off by up to {impulses.window_error.max():.1e}"
-        )
-    return "\n".join(lines)
