@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := $(wildcard csrc/*)
 PROGRAMS := weibull_kernels python benchmarks tests setup.py
 
-.PHONY: help demo test check bench gpu format clean
+.PHONY: help demo test check bench recovery gpu format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test    every test"
 	@echo "make check   lint, format, types, build, import"
 	@echo "make bench   the benchmarks, written to benchmarks/results and README.md"
+	@echo "make recovery  train six runs and compare recovered forces with the true ones (half an hour)"
 	@echo "make gpu     everything that needs a GPU, with PYTHON's own torch ($(PYTHON))"
 	@echo "make format  write the format that make check asks for"
 
@@ -38,6 +39,9 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 	$(BIN)/python benchmarks/readme_table.py
+
+recovery: .venv/ready
+	$(BIN)/python python/recovery_accuracy.py $(ARGS)
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py

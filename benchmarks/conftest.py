@@ -17,7 +17,9 @@ def record() -> Iterator[Record]:
     sections: dict[str, dict[str, Any]] = {}
     yield lambda section, name, entry: sections.setdefault(section, {}).update({name: entry})
     machine = results.cpu_machine()
-    path = results.FOLDER / results.file_name("cpu", f"{machine['machine']}-{machine['cores']}core")
+    # Processors of one name may differ in what they run.
+    name = f"{machine['machine']}-{machine['cores']}core-{machine['instruction_set']}"
+    path = results.FOLDER / results.file_name("cpu", name)
     for section, entries in sections.items():
         results.save(path, machine, section, entries)
         print(f"\n{section} written to {path}")

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 FOLDER = Path(__file__).parent
@@ -104,9 +105,58 @@ def fits_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def recovery_table(results: list[dict[str, Any]]) -> str:
+    """A row for every spacing of checkpoints: the transmission weights in the rise, medians over runs."""
+    runs = json.loads((FOLDER / "results" / "recovery.json").read_text())["runs"]
+    mine = [row for row in runs if row["role"] == "transmission"]
+    lines = [
+        "| steps between checkpoints | `corrected` | `spline`, published | `midpoint` "
+        "| `two_point`, published | impulses, `corrected` |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+
+    def over(schedule: str, method: str, key: str) -> float:
+        return median(
+            row["rise"][key]
+            for row in mine
+            if (row["schedule"], row["method"]) == (schedule, method) and row["rise"][key] is not None
+        )
+
+    for schedule in dict.fromkeys(row["schedule"] for row in mine):
+        cells = [
+            f"{over(schedule, method, 'ratio'):.3f}, {over(schedule, method, 'error'):.1%}"
+            for method in ("corrected", "spline", "midpoint", "two_point")
+        ]
+        impulses = f"{over(schedule, 'corrected', 'impulse_error'):.2%}"
+        lines.append(f"| {schedule} | {' | '.join(cells)} | {impulses} |")
+    return "\n".join(lines)
+
+
+def recovery_speed(results: list[dict[str, Any]]) -> str:
+    """A row for every machine and method on which a recovery was timed."""
+    lines = [
+        "| machine | method | seconds | GB/s of checkpoints | plain read = 1 | literal spline, a weight "
+        "| peak memory |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        for method, entry in result.get("recovery", {}).items():
+            cells = [
+                f"{result['machine']}, {result['instruction_set'].upper()}",
+                f"`{method}`",
+                f"{entry['ms']['ours']['median'] / 1e3:.2f}",
+                f"{entry['gigabytes_per_second']['ours']:.2g}",
+                f"{entry['to_read']['median']:.2f}",
+                _times(entry["literal_to_ours"]),
+                f"{entry['peak_megabytes']} MB",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def headline(results: list[dict[str, Any]]) -> str:
     """One sentence of the first machine that has the figures."""
-    result = next(result for result in results if "threads" in result)
+    result = next(result for result in results if "threads" in result and "lists" in result)
     entry = result["lists"]["pythia-70m/forces"]
     rivals = entry["rival_to_ours"]
     return (
@@ -121,16 +171,23 @@ def headline(results: list[dict[str, Any]]) -> str:
 def tables(results: list[dict[str, Any]]) -> str:
     """Every machine's table."""
     note = "The last three columns: how many times longer each takes for the same results."
-    return "\n\n".join([note, *(table(result) for result in results)])
+    return "\n\n".join([note, *(table(result) for result in results if "lists" in result)])
 
 
-SECTIONS = {"headline": headline, "steps": steps_table, "fits": fits_table, "benchmarks": tables}
+SECTIONS = {
+    "headline": headline,
+    "recovery": recovery_table,
+    "recovery-speed": recovery_speed,
+    "steps": steps_table,
+    "fits": fits_table,
+    "benchmarks": tables,
+}
 
 
 def rewritten(readme: str) -> str:
     """The README with what stands between its markers generated anew."""
     files = sorted((FOLDER / "results").glob("*.json"))
-    results = [result for path in files if "lists" in (result := json.loads(path.read_text()))]
+    results = [result for path in files if "machine" in (result := json.loads(path.read_text()))]
     for section, generate in SECTIONS.items():
         begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
         if begin not in readme or end not in readme:

@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def file_name(kind: str, name: str) -> str:
-    """Like cpu-intel-xeon-2core.json."""
+    """Like cpu-intel-xeon-2core-avx512.json."""
     plain = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", name, flags=re.IGNORECASE)
     return f"{kind}-{re.sub('[^a-z0-9]+', '-', plain.lower()).strip('-')}.json"
 

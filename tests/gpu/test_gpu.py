@@ -213,3 +213,19 @@ def test_a_default_device_changes_nothing():
     expected = wk.forces(optimizer)
     with torch.device(DEVICE):
         assert torch.equal(wk.forces(optimizer).alignment, expected.alignment)
+
+
+def test_checkpoints_on_the_device():
+    """Their Gram matrices are those of the same tensors on the host, and so are the forces."""
+    run, weight = [], torch.randn(300_001)
+    for _ in range(5):
+        weight = weight + 0.01 * torch.randn(300_001)
+        run.append({"w": weight, "half": weight.bfloat16()})
+    steps = [0, 10, 20, 30, 40]
+    host, device = (
+        wk.checkpoint_gram([{name: w.to(place) for name, w in one.items()} for one in run], steps)
+        for place in ("cpu", DEVICE)
+    )
+    assert abs(host.products - device.products).max() <= 1e-12 * host.products.max()
+    forces = [wk.recover(gram, lr=1e-3, weight_decay=0.1).alignment for gram in (host, device)]
+    assert abs(forces[0] - forces[1]).max() <= 1e-9 * abs(forces[0]).max()
