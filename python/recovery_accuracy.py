@@ -83,7 +83,8 @@ def moving_mean(values: np.ndarray) -> np.ndarray:
 
 def schedules(steps: int) -> dict[str, list[int]]:
     """The steps of the checkpoints that are used, by what the schedule is called."""
-    spaced = {str(h): list(range(0, steps + 1, h)) for h in SPACINGS if steps // h >= 3}
+    spaced = {str(h): sorted({*range(0, steps + 1, h), steps}) for h in SPACINGS}
+    spaced = {name: knots for name, knots in spaced.items() if len(knots) >= 4}
     doubled = [0, *(2**i for i in range(12) if 2**i <= 64)]
     return spaced | {LOG_LINEAR: doubled + list(range(100, steps + 1, 50))}
 

@@ -6,7 +6,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from weibull_kernels.pictures import STYLE
 
@@ -65,7 +64,7 @@ def draw_errors(axes: Any, rows: list[dict[str, Any]], key: str, what: str) -> N
     axes.set_yscale("log")
     axes.set_xticks([10, 20, 50, 100, 200, 400], ["10", "20", "50", "100", "200", "400"], minor=False)
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.set_xlabel("steps between checkpoints")
     axes.set_ylabel("median error in the rise")
     axes.set_title(f"Error {what}")

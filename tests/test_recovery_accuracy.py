@@ -32,7 +32,7 @@ def test_it_leaves_a_table_the_numbers_and_a_picture(small):
     assert (out / "results" / "recovery.png").read_bytes().startswith(b"\x89PNG\r\n")
     for method in wk.recovery_methods.METHODS:
         assert f"`{method}`" in page
-    assert {row["schedule"] for row in rows} == {"10", "20", "log, then 50"}
+    assert {row["schedule"] for row in rows} == {"10", "20", "50", "log, then 50"}
     assert {row["role"] for row in rows} == set(experiment.ROLES)
     assert "corrected" in result.output
 

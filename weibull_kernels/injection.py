@@ -19,6 +19,11 @@ STORED_ERROR = 0.1
 """Of ln û_rms² over an interval by the optimizer's state at its ends: single steps scatter so much."""
 
 
+# The curve of `surviving_part`, fitted to benchmarks/results/recovery-calibration.md.
+_LEFT = 0.57
+_UNDONE_WITHIN = 1.35  # in memories of the momentum, 1/(1−β₁) steps
+
+
 @dataclass(frozen=True, eq=False)
 class UpdateEstimate:
     """û_rms², the mean square of an entry of the update u over each interval, [P, I].
@@ -43,20 +48,23 @@ def noise_limit(beta1: float) -> float:
 def surviving_part(steps: Floats, beta1: float) -> Floats:
     """The part of the updates' diffusion that is still there after an interval of `steps` steps.
 
-        c(h) = ½·(1 + 1/(1 + ((h−1)/τ)^1.5)),   τ = 2/(1−β₁)
+        c(h) = κ + (1 − κ)/(1 + ((h−1)/τ)^1.5),   κ = 0.57,   τ = 1.35/(1−β₁)
 
-    Where a step has moved the weights uphill, the gradients after it move them back: half of the
-    diffusion is undone within about twice the momentum's memory, and c is 1 where every step is
-    seen. That is why weights far apart in time show half of the injection only. Measured, not
-    derived: on runs of the demo's model, where it held within 5 % of û_rms² at h = 5 and 15 % at
-    h = 100, for every role, β₂ and decay.
+    Where a step has moved the weights uphill, the gradients after it move them back: two fifths of
+    the diffusion are undone within a few memories of the momentum, and c is 1 where every step is
+    seen. That is why checkpoints far apart show only a part of the injection. Measured and not
+    derived, by `python/recovery_calibration.py`: one curve does for every role, β₂ and decay that were
+    tried, in the rise and after it, all at β₁ = 0.9; that τ goes with the momentum's memory is assumed.
     """
-    undone: Floats = (np.maximum(steps - 1, 0) * (1 - beta1) / 2) ** 1.5
-    return (1 + 1 / (1 + undone)) / 2
+    undone: Floats = (np.maximum(steps - 1, 0) / (_UNDONE_WITHIN / (1 - beta1))) ** 1.5
+    return _LEFT + (1 - _LEFT) / (1 + undone)
 
 
 def diffusion_error(steps: Floats) -> Floats:
-    """The standard error of ln û_rms² by diffusion: 0.14 over 10 steps, 0.28 over 100, 0.56 over 1000."""
+    """The standard error of ln û_rms² by diffusion: 0.14 over 10 steps, 0.28 over 100, 0.56 over 1000.
+
+    The spread of c(h) where it was measured, up to 400 steps; farther out it is a guess.
+    """
     error: Floats = 0.07 * np.maximum(steps - 1, 0) ** 0.3
     return error
 
