@@ -147,28 +147,45 @@ void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::o
     step_tensors(rows, pointer<const float>(grad_scale), pointer<const float>(found_inf), set, threads);
 }
 
-enum GramColumn { kGramAddress, kGramDtype, kGramColumns };
+enum StateColumn { kStateAddress, kStateDtype, kStateColumns };
+constexpr int kMoveColumns = 2;
 
-DoubleArray gram(const Int64Array& columns, int64_t count, const std::string& instruction_set) {
-    require(columns.ndim() == 2 && columns.shape(0) > 0 && columns.shape(1) == kGramColumns,
+// A tensor's successive states, from their table.
+std::vector<Column> states(const Int64Array& columns, int64_t count) {
+    require(columns.ndim() == 2 && columns.shape(0) > 0 && columns.shape(1) == kStateColumns,
             "columns must be [K, 2] with K of at least 1");
     require(count >= 0, "a count of entries is not negative");
-    const InstructionSet set = find_instruction_set(instruction_set);
-
-    const int64_t size = columns.shape(0);
-    std::vector<Column> basis(size);
+    std::vector<Column> found(columns.shape(0));
     const auto cell = columns.unchecked<2>();
-    for (int64_t i = 0; i < size; ++i) {
-        require(cell(i, kGramAddress) != 0 || count == 0, "a column has no memory; was its storage freed?");
-        basis[i] = {pointer<void>(cell(i, kGramAddress)), Dtype(cell(i, kGramDtype))};
+    for (size_t i = 0; i < found.size(); ++i) {
+        require(cell(i, kStateAddress) != 0 || count == 0, "a column has no memory; was its storage freed?");
+        found[i] = {pointer<void>(cell(i, kStateAddress)), Dtype(cell(i, kStateDtype))};
     }
-    DoubleArray matrix({size, size});
-    double* const gram = matrix.mutable_data();
+    return found;
+}
+
+DoubleArray gram(const Int64Array& columns, int64_t count, const std::string& instruction_set) {
+    const std::vector<Column> found = states(columns, count);
+    const InstructionSet set = find_instruction_set(instruction_set);
+    DoubleArray matrix({columns.shape(0), columns.shape(0)});
+    double* const to = matrix.mutable_data();
     {
         py::gil_scoped_release release;
-        gram_matrix(basis, count, set, gram);
+        gram_matrix(found, count, set, to);
     }
     return matrix;
+}
+
+DoubleArray moves(const Int64Array& columns, int64_t count, const std::string& instruction_set) {
+    const std::vector<Column> found = states(columns, count);
+    const InstructionSet set = find_instruction_set(instruction_set);
+    DoubleArray table({columns.shape(0), py::ssize_t(kMoveColumns)});
+    double* const to = table.mutable_data();
+    {
+        py::gil_scoped_release release;
+        column_moves(found, count, set, to);
+    }
+    return table;
 }
 
 std::vector<std::string> instruction_set_names() {
@@ -196,5 +213,9 @@ PYBIND11_MODULE(_cpu, module) {
     module.def(
         "gram", &weibull::gram, "columns"_a, "count"_a, "instruction_set"_a,
         "The Gram matrix float64 [K, K] of the first of K columns and of the differences of neighbours, "
+        "over their `count` entries, on the calling thread.");
+    module.def(
+        "moves", &weibull::moves, "columns"_a, "count"_a, "instruction_set"_a,
+        "The squared norm of each of K columns and of its difference to the one before, float64 [K, 2], "
         "over their `count` entries, on the calling thread.");
 }

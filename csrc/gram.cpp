@@ -26,4 +26,15 @@ void gram_matrix(const std::vector<Column>& columns, int64_t count, const Instru
         for (int64_t j = 0; j < i; ++j) gram[j * size + i] = gram[i * size + j];
 }
 
+void column_moves(const std::vector<Column>& columns, int64_t count, const InstructionSet& set,
+                  double* moves) {
+    const SubnormalsKept kept;
+    const int64_t size = columns.size();
+    std::vector<CacheLine> workspace(set.moves_workspace(size) / sizeof(CacheLine));
+    std::fill(moves, moves + size * 2, 0.0);
+    for (int64_t begin = 0; begin < count; begin += kChunk)
+        set.moves_chunk(columns.data(), size, begin, std::min(kChunk, count - begin), workspace.data(),
+                        moves);
+}
+
 }  // namespace weibull

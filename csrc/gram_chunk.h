@@ -1,4 +1,5 @@
-// One chunk of a Gram matrix. Included once per instruction set, inside its namespace.
+// One chunk of a Gram matrix, or of its columns' norms and steps. Included once per instruction set, inside
+// its namespace.
 
 using Register = Lanes<double>::Vector;
 constexpr int kParts = Lanes<double>::kParts;
@@ -13,6 +14,12 @@ using Panel = Register[kParts][kSteps][kTile];
 
 // The running lanes of every pair of rows of two tiles.
 using Products = Register[kParts][kTile][kTile];
+
+WK_INLINE bool any_double(const Column* columns, int64_t size) {
+    bool found = false;
+    for (int64_t i = 0; i < size; ++i) found = found || is_double(columns[i]);
+    return found;
+}
 
 WK_INLINE int64_t tiles_of(int64_t size) { return (size + kTile - 1) / kTile; }
 
@@ -103,8 +110,59 @@ int64_t gram_workspace(int64_t size) {
 
 void gram_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace,
                 double* gram) {
-    bool wide = false;
-    for (int64_t i = 0; i < size; ++i) wide = wide || is_double(columns[i]);
-    return wide ? gram_chunk_as<double>(columns, size, begin, count, workspace, gram)
-                : gram_chunk_as<float>(columns, size, begin, count, workspace, gram);
+    return any_double(columns, size) ? gram_chunk_as<double>(columns, size, begin, count, workspace, gram)
+                                     : gram_chunk_as<float>(columns, size, begin, count, workspace, gram);
+}
+
+// The running lanes of a column's ‖w‖² and of ‖w − before‖².
+struct Move {
+    Lanes<double> norm_sq, step_sq;
+};
+
+// One register after another, so that AVX2's sixteen hold the sums beside what is added to them.
+template <class T>
+WK_INLINE void add_move(Move& move, const T* before, const T* after, int64_t count) {
+    Move sums = move;  // in registers
+    for (int64_t i = 0; i < count; i += kLanes) {
+        prefetch(after + i);
+        for (int k = 0; k < kParts; ++k) {
+            const int64_t at = i + k * Lanes<double>::kWidth;
+            const Register w = read_as_double(after + at);
+            const Register step = w - read_as_double(before + at);
+            sums.norm_sq.part[k] = fused_multiply_add(w, w, sums.norm_sq.part[k]);
+            sums.step_sq.part[k] = fused_multiply_add(step, step, sums.step_sq.part[k]);
+        }
+    }
+    move = sums;
+}
+
+template <class T>
+void moves_chunk_as(const Column* columns, int64_t size, int64_t begin, int64_t chunk, void* workspace,
+                    double* moves) {
+    Move* const running = static_cast<Move*>(workspace);
+    std::memset(running, 0, size * sizeof(Move));
+
+    Block<T> blocks[2];  // a column's and its predecessor's, which the L1 cache still holds
+    for (int64_t done = 0; done < chunk; done += kBlock) {
+        const int64_t count = chunk - done < kBlock ? chunk - done : kBlock;
+        for (int64_t i = 0; i < size; ++i) {
+            Block<T>& after = blocks[i % 2];
+            after.open(columns[i], begin + done, count, T(0));
+            const Block<T>& before = i ? blocks[(i - 1) % 2] : after;
+            add_move(running[i], before.entries, after.entries, count);
+        }
+    }
+
+    for (int64_t i = 0; i < size; ++i) {
+        moves[2 * i] += sum_of_lanes(running[i].norm_sq);
+        if (i) moves[2 * i + 1] += sum_of_lanes(running[i].step_sq);  // ∞ − ∞ would spoil the first's 0
+    }
+}
+
+int64_t moves_workspace(int64_t size) { return size * sizeof(Move); }
+
+void moves_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace,
+                 double* moves) {
+    return any_double(columns, size) ? moves_chunk_as<double>(columns, size, begin, count, workspace, moves)
+                                     : moves_chunk_as<float>(columns, size, begin, count, workspace, moves);
 }

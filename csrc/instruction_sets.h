@@ -11,13 +11,16 @@
 namespace weibull {
 
 // They take the entries [begin, begin + count) of a tensor. gram_chunk adds to the lower triangle of gram
-// [size, size], and works in as many bytes as gram_workspace says.
-#define WK_CHUNK_LOOPS                                                                                  \
-    Sums sum_chunk(const Tensor&, int64_t begin, int64_t count);                                        \
-    StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);              \
-    int64_t gram_workspace(int64_t size);                                                               \
-    void gram_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace, \
-                    double* gram);
+// [size, size], moves_chunk to moves [size, 2]; they work in as many bytes as their workspace says.
+#define WK_CHUNK_LOOPS                                                                                   \
+    Sums sum_chunk(const Tensor&, int64_t begin, int64_t count);                                         \
+    StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);               \
+    int64_t gram_workspace(int64_t size);                                                                \
+    void gram_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace,  \
+                    double* gram);                                                                       \
+    int64_t moves_workspace(int64_t size);                                                               \
+    void moves_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace, \
+                     double* moves);
 
 namespace portable {
 WK_CHUNK_LOOPS
@@ -37,6 +40,8 @@ struct InstructionSet {
     decltype(&portable::step_chunk) step_chunk;
     decltype(&portable::gram_workspace) gram_workspace;
     decltype(&portable::gram_chunk) gram_chunk;
+    decltype(&portable::moves_workspace) moves_workspace;
+    decltype(&portable::moves_chunk) moves_chunk;
 };
 
 // Those this processor runs, the widest first.

@@ -89,15 +89,25 @@ def test_gram_matrices_are_kept_and_extended(run, tmp_path):
     assert gram.steps == tuple(STEPS)
     assert np.isnan(gram.products[:, 0, -1]).all()
     assert np.isfinite(gram.products[:, -2, -1]).all()
-    for path in run.iterdir():
-        path.rename(tmp_path / f"moved-{path.name}")
-    (run / "step50.safetensors").touch()  # not read: it is in the file
     third = recover(run, "--gram", kept, out=tmp_path / "c")
     assert third.exit_code == 0, third.output
     records = [wk.read_records(tmp_path / part / "forces.parquet").to_pandas() for part in "bc"]
     assert records[0].equals(records[1])
     expected = wk.recover(gram, lr=LR, weight_decay=0.1)
     assert records[0]["alignment"].tolist() == expected.impulses.alignment.T.ravel().tolist()
+
+
+def test_gram_matrices_of_another_run_are_refused(run, tmp_path):
+    kept = tmp_path / "gram.parquet"
+    assert recover(run, "--gram", kept, out=tmp_path / "a").exit_code == 0
+    save_file({name: torch.ones(shape) for name, shape in NAMES.items()}, run / "step50.safetensors")
+    other = recover(run, "--gram", kept, out=tmp_path / "b")
+    assert other.exit_code == 2
+    assert "the checkpoint of step 50 is no longer what it was" in other.output
+    (run / "step25.safetensors").write_bytes((run / "step30.safetensors").read_bytes())
+    between = recover(run, "--gram", kept, out=tmp_path / "c")
+    assert between.exit_code == 2
+    assert "there is a checkpoint of step 25 that the kept Gram matrices lack" in between.output
 
 
 def test_what_could_not_be_followed_is_said(run, tmp_path):
@@ -116,7 +126,8 @@ def test_what_could_not_be_followed_is_said(run, tmp_path):
     [
         (["--betas", "0.9"], "expected two numbers such as 0.9,0.999"),
         (["--weight-decay", "norm=a"], "expected a number or PATTERN=number"),
-        (["--method", "best"], "'best' is not one of"),
+        (["--method", "best"], "method must be one of"),
+        (["--gram", "no/folder/gram.parquet"], "there is no folder no/folder"),
     ],
 )
 def test_options_that_are_wrong(arguments, message, run, tmp_path):
@@ -126,11 +137,16 @@ def test_options_that_are_wrong(arguments, message, run, tmp_path):
     assert not (tmp_path / "found").exists()
 
 
+def test_a_number_of_ranks_in_the_environment_is_not_torchrun(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert recover(run, out=tmp_path / "found").exit_code == 0
+
+
 def test_one_line_where_it_cannot(run, tmp_path):
     for arguments, message in (
         ([tmp_path / "none"], "there is no folder"),
         ([run, "--injection", "guess"], "injection must be"),
-        ([run, "--gram", tmp_path / "x" / "gram.parquet"], "gram.parquet"),
+        ([run, "--gram", tmp_path / "gram.parquet", "--betas", "0.9,2"], "betas must be two numbers"),
     ):
         result = recover(*arguments, out=tmp_path / "found")
         assert result.exit_code == 2, result.output
@@ -153,7 +169,7 @@ def test_torchrun_gives_the_same(run, tmp_path):
     command += ["--weight-decay", "0.1", "--out", str(tmp_path / "ranks")]
     ranks = []
     for rank in ("0", "1"):
-        place = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+        place = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "test"}
         environment = os.environ | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     printed = [process.communicate(timeout=300)[0] for process in ranks]

@@ -9,7 +9,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
 import weibull_kernels as wk
-from weibull_kernels import gram as gram_module
+from weibull_kernels import gram_pass
+from weibull_kernels.checkpoints import CheckpointError
+from weibull_kernels.trajectory import open_trajectory
 
 STEPS = [0, 10, 20, 30, 50]
 SHAPES = {"layers.0.mlp.weight": (70, 90), "layers.0.norm.weight": (90,), "nothing": (0, 3), "number": ()}
@@ -116,15 +118,17 @@ def test_every_kind_of_source_in_one_run(tmp_path):
 def test_blocks_of_any_length(monkeypatch):
     checkpoints = run()
     whole = wk.checkpoint_gram(checkpoints, STEPS)
-    monkeypatch.setattr(gram_module, "_ALIGNED", 16)
-    monkeypatch.setattr(gram_module, "_HELD", 1)
+    monkeypatch.setattr(gram_pass, "_ALIGNED", 16)
+    monkeypatch.setattr(gram_pass, "_LEAST", 48)
+    monkeypatch.setattr(gram_pass, "_HELD", 1)
     pieces = wk.checkpoint_gram(checkpoints, STEPS)
     assert pieces.products == pytest.approx(whole.products, rel=1e-13)
 
 
 def test_the_same_bits_for_any_number_of_threads(monkeypatch, restore_threads):
-    monkeypatch.setattr(gram_module, "_ALIGNED", 16)
-    monkeypatch.setattr(gram_module, "_HELD", 1)
+    monkeypatch.setattr(gram_pass, "_ALIGNED", 16)
+    monkeypatch.setattr(gram_pass, "_LEAST", 48)
+    monkeypatch.setattr(gram_pass, "_HELD", 1)
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
@@ -142,16 +146,20 @@ def test_backends_agree():
 
 
 def test_small_differences_keep_their_digits():
-    """Neighbours 1e-7 apart: ‖wᵢ₊₁ − wᵢ‖² from the products is off by rounding of ‖w‖² alone."""
+    """Neighbours 1e-7 apart: the products give ‖wᵢ₊₁ − wᵢ‖² but for rounding of ‖w‖², the moves all of it."""
     torch.manual_seed(0)
     start = torch.randn(4000, dtype=torch.float64)
     moved = [torch.randn(4000, dtype=torch.float64) * 1e-7 for _ in STEPS]
     checkpoints = [{"w": start + move} for move in moved]
     gram = wk.checkpoint_gram(checkpoints, STEPS).products[0]
-    for i in range(len(STEPS) - 1):
-        apart = gram[i, i] - 2 * gram[i, i + 1] + gram[i + 1, i + 1]
-        expected = (checkpoints[i + 1]["w"] - checkpoints[i]["w"]).square().sum().item()
-        assert abs(apart - expected) <= 8 * np.finfo(float).eps * gram[i, i]
+    for products in ("all", "neighbours"):
+        moves = wk.checkpoint_gram(checkpoints, STEPS, products=products).moves[0]
+        assert moves[0] == 0
+        for i in range(len(STEPS) - 1):
+            apart = (gram[i, i] - 2 * gram[i, i + 1] + gram[i + 1, i + 1]).item()
+            expected = (checkpoints[i + 1]["w"] - checkpoints[i]["w"]).square().sum().item()
+            assert abs(apart - expected) <= 8 * np.finfo(float).eps * gram[i, i]
+            assert moves[i + 1] == pytest.approx(expected, rel=1e-12)
 
 
 def test_saved_and_loaded_to_the_bit(tmp_path):
@@ -162,7 +170,9 @@ def test_saved_and_loaded_to_the_bit(tmp_path):
     loaded = wk.CheckpointGram.load(tmp_path / "gram.parquet")
     assert loaded.names == gram.names
     assert loaded.steps == gram.steps
-    assert np.array_equal(loaded.products, gram.products)
+    for column in ("products", "moves", "eps", "update_sq"):
+        assert np.array_equal(getattr(loaded, column), getattr(gram, column), equal_nan=True)
+    assert not (tmp_path / "gram.parquet.part").exists()
     assert loaded.numel.tolist() == gram.numel.tolist()
     assert loaded.left_out == gram.left_out == {"number": "not in the checkpoint of step 20"}
     assert loaded.role_overrides == {"layers.0.mlp.*": "mine"}
@@ -206,8 +216,43 @@ def test_ranks_join_and_shards_add():
     added = wk.checkpoint_gram(upper, STEPS) + wk.checkpoint_gram(lower, STEPS)
     assert added.numel.tolist() == whole.numel.tolist()
     assert added.products == pytest.approx(whole.products, rel=1e-13)
-    with pytest.raises(ValueError, match="of the same steps"):
+    with pytest.raises(ValueError, match="only one has that of step 50"):
         whole | wk.checkpoint_gram(checkpoints[:4], STEPS[:4])
+
+
+def test_neighbours_alone():
+    """The diagonal and its neighbours of the whole, and nothing else; `at` joins what is known."""
+    checkpoints = run(torch.bfloat16)
+    whole = wk.checkpoint_gram(checkpoints, STEPS)
+    near = wk.checkpoint_gram(checkpoints, STEPS, products="neighbours")
+    known = (
+        np.eye(len(STEPS), dtype=bool)
+        | np.eye(len(STEPS), k=1, dtype=bool)
+        | np.eye(len(STEPS), k=-1, dtype=bool)
+    )
+    assert np.isnan(near.products[:, ~known]).all()
+    assert near.products[:, known] == pytest.approx(whole.products[:, known], rel=1e-12)
+    assert near.moves == pytest.approx(whole.moves, rel=1e-12)
+    assert (near.eps == 2.0**-7).all()
+    options = {"lr": 1e-3, "weight_decay": 0.1}
+    for method in ("corrected", "midpoint", "two_point"):
+        one, other = (wk.recover(gram, method=method, **options) for gram in (near, whole))
+        assert one.alignment == pytest.approx(other.alignment, rel=1e-9)
+    with pytest.raises(ValueError, match="a spline needs 4 checkpoints that were read together"):
+        wk.recover(near, method="spline", **options)
+    with pytest.raises(ValueError, match="of steps 0 and 20 were not read together"):
+        near.at([0, 20, 30])
+    with pytest.raises(ValueError, match="products must be one of"):
+        wk.checkpoint_gram(checkpoints, STEPS, products="some")
+
+
+def test_many_checkpoints():
+    torch.manual_seed(0)
+    walk = torch.cumsum(0.01 * torch.randn(130, 500), dim=0) + torch.randn(500)
+    checkpoints = [{"w": w} for w in walk]
+    gram = wk.checkpoint_gram(checkpoints, range(130))
+    expected = exact(checkpoints, "w")
+    assert abs(gram.products[0] - expected).max() <= 1e-13 * expected.max()
 
 
 def test_some_of_the_checkpoints():
@@ -217,6 +262,8 @@ def test_some_of_the_checkpoints():
     alone = wk.checkpoint_gram([checkpoints[i] for i in (0, 2, 4)], [0, 20, 50])
     assert some.steps == alone.steps
     assert some.products == pytest.approx(alone.products, rel=1e-13)
+    assert some.moves == pytest.approx(alone.moves, rel=1e-9)
+    assert np.array_equal(gram.at(np.array([10, 20, 30])).moves[:, 1:], gram.moves[:, 2:4])
     with pytest.raises(ValueError, match="there is no checkpoint of step 25"):
         gram.at([0, 25])
 
@@ -226,9 +273,9 @@ def test_extending_reads_what_it_is_given():
     whole = wk.checkpoint_gram(checkpoints, STEPS)
     old = wk.checkpoint_gram(checkpoints[:3], STEPS[:3])
     every = dict(zip(STEPS[:3], checkpoints[:3], strict=True))
-    again = old.extended(checkpoints[3:], STEPS[3:], reread=every)
+    again = wk.extend_gram(old, checkpoints[3:], STEPS[3:], reread=every)
     assert again.products == pytest.approx(whole.products, rel=1e-12)
-    local = old.extended(checkpoints[3:], STEPS[3:], reread={20: checkpoints[2]})
+    local = wk.extend_gram(old, checkpoints[3:], STEPS[3:], reread={20: checkpoints[2]})
     assert np.isnan(local.products[:, :2, 3:]).all()
     assert np.isfinite(local.products[:, 2:, 2:]).all()
     assert local.products[:, 2:, 2:] == pytest.approx(whole.products[:, 2:, 2:], rel=1e-12)
@@ -239,15 +286,34 @@ def test_extending_what_has_changed():
     old = wk.checkpoint_gram(checkpoints[:3], STEPS[:3])
     other = {name: w + 1 for name, w in checkpoints[2].items()}
     with pytest.raises(ValueError, match="checkpoint of step 20 is no longer what it was"):
-        old.extended(checkpoints[3:], STEPS[3:], reread={20: other})
+        wk.extend_gram(old, checkpoints[3:], STEPS[3:], reread={20: other})
     with pytest.raises(ValueError, match="that of step 20 at least"):
-        old.extended(checkpoints[3:], STEPS[3:], reread={10: checkpoints[1]})
+        wk.extend_gram(old, checkpoints[3:], STEPS[3:], reread={10: checkpoints[1]})
     with pytest.raises(ValueError, match="must ascend, got 20 after 20"):
-        old.extended(checkpoints[2:3], [20], reread={20: checkpoints[2]})
+        wk.extend_gram(old, checkpoints[2:3], [20], reread={20: checkpoints[2]})
     lost = [{name: w for name, w in one.items() if name != "number"} for one in checkpoints[3:]]
-    extended = old.extended(lost, STEPS[3:], reread={20: checkpoints[2]})
+    extended = wk.extend_gram(old, lost, STEPS[3:], reread={20: checkpoints[2]})
     assert "number" not in extended.names
     assert "number" in extended.left_out
+
+
+def test_a_failing_read_in_a_thread_reaches_the_caller(tmp_path):
+    for step, named in zip(STEPS, run(), strict=True):
+        write_safetensors(tmp_path, step, named)
+    trajectory = open_trajectory(tmp_path)
+    with (tmp_path / "step30.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(CheckpointError, match=r"step30.safetensors has become shorter"):
+        gram_pass.gram_of(trajectory)
+
+
+def test_sharded_tensors_are_refused_by_name():
+    class Sharded(torch.Tensor):
+        pass
+
+    sharded = torch.ones(3).as_subclass(Sharded)
+    with pytest.raises(TypeError, match=r"'w' is a .*Sharded; .* gather a sharded or wrapped parameter"):
+        wk.checkpoint_gram([{"w": sharded}] * 2, [0, 1])
 
 
 def _in_rank(rank, world, folder, method):

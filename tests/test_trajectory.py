@@ -34,6 +34,9 @@ def test_a_folder_in_the_order_of_steps(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "log.txt").touch()
     assert list(find_checkpoints(tmp_path)) == [3, 20, 100]
+    for beside in ("step20.json", "step20.png"):
+        (tmp_path / beside).touch()
+    assert list(find_checkpoints(tmp_path)) == [3, 20, 100]
     (tmp_path / "step0020.pt").touch()
     with pytest.raises(ValueError, match=r"two checkpoints of step 20, step0020.pt and step20"):
         find_checkpoints(tmp_path)

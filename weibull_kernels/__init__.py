@@ -6,7 +6,8 @@ from importlib.metadata import version as _version
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
-from .gram import CheckpointGram, checkpoint_gram
+from .gram import CheckpointGram
+from .gram_pass import checkpoint_gram, extend_gram
 from .ledger import Ledger
 from .measure import forces
 from .phases import PHASES, RunSummary, find_phases, summarize_run
@@ -49,6 +50,7 @@ __all__ = [
     "backends",
     "budget_table",
     "checkpoint_gram",
+    "extend_gram",
     "find_checkpoints",
     "find_phases",
     "fit_weibull",

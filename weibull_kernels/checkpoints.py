@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .tensors import require_plain
 
 PathLike = str | os.PathLike[str]
 
@@ -41,6 +43,10 @@ _DTYPES = {
 }
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+SUFFIXES = (".safetensors", *_PICKLES)
+"""Of the files that are checkpoints."""
+
 _KINDS = f"*.safetensors, *.index.json or {', '.join('*' + suffix for suffix in _PICKLES)}"
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit
@@ -119,7 +125,7 @@ class Checkpoint:
     """The tensors of a file or of a folder of shards, by name, in the order they are stored.
 
     `left_out` says of names that are not among the tensors why they are not. Nothing need be
-    closed: a file is open only while it is read.
+    closed: of the files that were read last 256 stay open, until others take their place.
     """
 
     path: Path
@@ -181,7 +187,7 @@ def checkpoint_in_memory(tensors: Mapping[str, Tensor], called: str) -> Checkpoi
 
     Raises:
         CheckpointError: a tensor is sparse, quantised or on the meta device.
-        TypeError: the tensors are not in a mapping by name.
+        TypeError: the tensors are not in a mapping by name; or one is sharded, or float8.
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(
@@ -195,7 +201,24 @@ def checkpoint_in_memory(tensors: Mapping[str, Tensor], called: str) -> Checkpoi
     }
     for name, tensor in named.items():
         _require_dense(Path(called), name, tensor)
+        if tensor.is_floating_point():
+            require_plain(name, tensor)
     return _of_tensors(Path(called), named, left_out)
+
+
+def load_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; its tensors are mapped, and read when they are looked at.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        CheckpointError: it is broken, or needs more than `weights_only=True` allows.
+    """
+    path.open("rb").close()  # what the system has against it is not torch's to say
+    try:
+        # The format before 1.6 was no zip, and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of many kinds: what a broken pickle raises is not documented
+        raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_reason(error)}") from None
 
 
 def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -285,7 +308,8 @@ def _safetensors(path: Path) -> Iterable[StoredTensor]:
     was looked at then counts as resident until the file is closed, and slices go by rows.
     https://huggingface.co/docs/safetensors/index#format
     """
-    size = path.stat().st_size
+    stored_file = _File.of(path)
+    size = stored_file.size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
@@ -297,7 +321,7 @@ def _safetensors(path: Path) -> Iterable[StoredTensor]:
     try:
         header = json.loads(written)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        stored = [_entry(path, 8 + length, size, name, entry) for name, entry in entries.items()]
+        stored = [_entry(stored_file, 8 + length, name, entry) for name, entry in entries.items()]
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -320,8 +344,9 @@ def _safetensors(path: Path) -> Iterable[StoredTensor]:
     return [tensor for _, _, tensor in stored]
 
 
-def _entry(path: Path, data: int, size: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
+def _entry(file: _File, data: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
     """First byte in the file, byte after the last, and the tensor that an entry of the header describes."""
+    path, size = file.path, file.size
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise CheckpointError(f"{path}: '{name}' has shape {list(shape)} at bytes {begin} to {end}")
@@ -339,10 +364,46 @@ def _entry(path: Path, data: int, size: int, name: str, entry: Any) -> tuple[int
             f"{path}: '{name}' ends at byte {data + end:,}, the file has {size:,}; it is cut off, or its "
             "header is wrong"
         )
-    return data + begin, data + end, StoredTensor(name, shape, dtype, path, _at(path, data + begin, dtype))
+    return data + begin, data + end, StoredTensor(name, shape, dtype, path, _at(file, data + begin, dtype))
 
 
-def _at(path: Path, begin: int, dtype: torch.dtype) -> Callable[[int, int, Tensor | None], Tensor]:
+@dataclass(frozen=True)
+class _File:
+    """One that was there when the checkpoint was opened; another at its path is another file."""
+
+    path: Path
+    size: int
+    identity: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> _File:
+        found = path.stat()
+        return cls(path, found.st_size, (found.st_dev, found.st_ino, found.st_mtime_ns))
+
+
+class _Descriptor:
+    """Of an open file, which is closed when nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@lru_cache(maxsize=256)
+def _opened(file: _File) -> _Descriptor:
+    """Kept open for the next read: opening a file costs as much as reading a block of it."""
+    return _Descriptor(file.path)
+
+
+def close_files() -> None:
+    """Closes what was kept open for the next read, as soon as nobody reads it."""
+    _opened.cache_clear()
+
+
+def _at(file: _File, begin: int, dtype: torch.dtype) -> Callable[[int, int, Tensor | None], Tensor]:
     """Reads entries of the flat tensor that begins at a byte of a file."""
 
     def read(start: int, stop: int, out: Tensor | None) -> Tensor:
@@ -351,13 +412,12 @@ def _at(path: Path, begin: int, dtype: torch.dtype) -> Callable[[int, int, Tenso
             raise ValueError(f"out has {len(out):,} bytes, the entries {start} to {stop} need {count:,}")
         memory = torch.empty(count, dtype=torch.uint8) if out is None else out[:count]
         view, filled = memoryview(memory.numpy().data), 0
-        with io.FileIO(path) as file:  # as path.open without its checks, which cost as much as the read
-            file.seek(begin + start * dtype.itemsize)
-            while filled < count:  # a read gives at most 2 GiB
-                got = file.readinto(view[filled:])
-                if not got:
-                    raise CheckpointError(f"{path} has become shorter while it was read")
-                filled += got
+        descriptor = _opened(file)
+        while filled < count:  # a read gives at most 2 GiB
+            got = os.preadv(descriptor.number, [view[filled:]], begin + start * dtype.itemsize + filled)
+            if not got:
+                raise CheckpointError(f"{file.path} has become shorter while it was read")
+            filled += got
         return memory.view(dtype)
 
     return read
@@ -365,13 +425,7 @@ def _at(path: Path, begin: int, dtype: torch.dtype) -> Callable[[int, int, Tenso
 
 def _pickled(path: Path) -> Checkpoint:
     """What `torch.save` wrote."""
-    path.open("rb").close()  # what the system has against it is not torch's to say
-    try:
-        # Maps the file: entries are read when they are looked at. The format before 1.6 was no zip.
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of many kinds: what a broken pickle raises is not documented
-        raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_reason(error)}") from None
-    named, left_out = _state_dict(path, saved)
+    named, left_out = _state_dict(path, load_pickle(path))
     for name, tensor in named.items():
         _require_dense(path, name, tensor)
         stored = tensor.untyped_storage().nbytes() // tensor.dtype.itemsize

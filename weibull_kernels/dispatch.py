@@ -21,8 +21,11 @@ KERNELS = {
     ("adamw", "triton"): "weibull_kernels.kernels.triton:adamw",
     ("gram", "reference"): "weibull_kernels.kernels.reference:gram",
     ("gram", "cpu"): "weibull_kernels.kernels.cpu:gram",
-    # A float64 product of matrices, which is what cuBLAS is best at.
+    ("moves", "reference"): "weibull_kernels.kernels.reference:moves",
+    ("moves", "cpu"): "weibull_kernels.kernels.cpu:moves",
+    # Float64 products of matrices are what cuBLAS is best at; the moves are plain sums.
     ("gram", "triton"): "weibull_kernels.kernels.reference:gram",
+    ("moves", "triton"): "weibull_kernels.kernels.reference:moves",
 }
 """Named, not imported: Triton takes a while to load and need not be installed."""
 

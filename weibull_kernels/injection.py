@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .gram import CheckpointGram
+
 Floats = NDArray[np.float64]
 
 SOURCES = ("given", "stored", "diffusion", "noise_limit")
@@ -14,6 +16,10 @@ SOURCES = ("given", "stored", "diffusion", "noise_limit")
 
 NOISE_LIMIT_ERROR = 0.7
 """Of ln û_rms² by the noise limit: the spread over roles, phases and runs that were looked at."""
+
+ROUNDED = 0.045
+"""Of eps²·‖w‖²: the mean square error of rounding to the nearest, (eps·2^e)²/12 with |w| = m·2^e, and the
+mantissa m as logarithms have it: ∫m⁻²d(ln m)/ln 2/12 from 1 to 2."""
 
 STORED_ERROR = 0.1
 """Of ln û_rms² over an interval by the optimizer's state at its ends: single steps scatter so much."""
@@ -95,20 +101,21 @@ def by_noise_limit(shape: tuple[int, ...], beta1: float) -> UpdateEstimate:
     )
 
 
-def by_diffusion(
-    products: Floats, numel: NDArray[np.int64], lr: list[Floats], weight_decay: float, beta1: float
-) -> UpdateEstimate:
+def by_diffusion(gram: CheckpointGram, lr: list[Floats], weight_decay: float, beta1: float) -> UpdateEstimate:
     """From how far the weights went between neighbouring checkpoints, beyond what decay did.
 
-        û_rms² = ‖w⁺ − Πc·w‖²/(n·Σₛₜ aₛ·aₜ·β₁^|s−t|·c(h))
+        û_rms² = (‖w⁺ − Πc·w‖² − r)/(n·Σₛₜ aₛ·aₜ·β₁^|s−t|·c(h))
 
-    with the sums of `displacement_weights` and c(h) of `surviving_part`, then averaged in the
-    logarithm with the noise limit, each by the inverse of its variance: over long intervals the
-    displacement says less and less. What drifts counts as if it diffused; c(h) was measured so.
+    with the sums of `displacement_weights` and c(h) of `surviving_part`, r what the rounding of both
+    checkpoints to their dtype adds; then averaged in the logarithm with the noise limit, each by
+    the inverse of its variance: over long intervals, and where rounding is all there is to see,
+    the displacement says less. What drifts counts as if it diffused; c(h) was measured so.
+
+    The error is the spread of c(h) where it was measured, widened by half of ln c(h): in a run where
+    nothing moves back c is 1, and û_rms² is overestimated by as much.
 
     Args:
-        products: Gᵢⱼ = ⟨wᵢ,wⱼ⟩, [P, K, K], of which the diagonal and its neighbours are used.
-        numel: n, [P].
+        gram: of the P tensors; neighbouring checkpoints are enough.
         lr: η of the steps of each interval, I = K−1 arrays.
         weight_decay: ω.
         beta1: β₁.
@@ -120,24 +127,33 @@ def by_diffusion(
     weights = [displacement_weights(rates, weight_decay, beta1) for rates in lr]
     kept, variance = (np.array(column) for column in zip(*weights, strict=True))
     steps = np.array([len(rates) for rates in lr], dtype=np.float64)
-    norm_sq = np.diagonal(products, axis1=1, axis2=2)
-    neighbours = np.diagonal(products, offset=1, axis1=1, axis2=2)
-    moved = norm_sq[:, 1:] - 2 * kept * neighbours + kept**2 * norm_sq[:, :-1]
+    survives = surviving_part(steps, beta1)
+    numel = np.maximum(gram.numel[:, None], 1)
+    rounded = ROUNDED * gram.eps**2 * gram.norm_sq
+    rounding = rounded[:, 1:] + kept**2 * rounded[:, :-1]
+    moved = _undecayed_sq(gram, kept) - rounding
     limit = by_noise_limit(moved.shape, beta1)
-    # The mean square of few entries is itself uncertain, but for a single step, which shows u itself.
-    sampled = np.where(steps > 1, 2 / np.maximum(numel[:, None], 1), 0)
-    error = np.sqrt(diffusion_error(steps) ** 2 + sampled)
     seen = (moved > 0) & (variance > 0)
-    expected = (
-        np.maximum(numel[:, None], 1) * np.where(variance > 0, variance, 1) * surviving_part(steps, beta1)
-    )
-    log = np.log(np.where(seen, moved / expected, 1))
-    weight = np.where(seen, limit.error**2 / (limit.error**2 + error**2), 0)
+    moved = np.where(seen, moved, 1)
+    log = np.log(moved / (numel * np.where(variance > 0, variance, 1) * survives))
+    # The mean square of few entries is itself uncertain, but for a single step, which shows u itself.
+    sampled = np.where(steps > 1, 2 / numel, 0)
+    spread = np.sqrt(diffusion_error(steps) ** 2 + sampled + (rounding / moved) ** 2)
+    weight = np.where(seen, limit.error**2 / (limit.error**2 + spread**2), 0)
     return UpdateEstimate(
         update_sq=np.exp(weight * log + (1 - weight) * np.log(limit.update_sq)),
-        error=np.where(seen, np.sqrt(weight) * error, limit.error),
+        error=np.where(seen, np.hypot(np.sqrt(weight) * spread, weight * np.log(survives) / 2), limit.error),
         source=np.where(weight > 0.5, "diffusion", "noise_limit"),
     )
+
+
+def _undecayed_sq(gram: CheckpointGram, kept: Floats) -> Floats:
+    """‖w⁺ − κw‖² of neighbouring checkpoints, [P, I], from ‖w⁺ − w‖², in which no digits are lost."""
+    before, after, moves = gram.norm_sq[:, :-1], gram.norm_sq[:, 1:], gram.moves[:, 1:]
+    lost = 1 - kept
+    along = (after - before - moves) / 2  # ⟨w, w⁺ − w⟩
+    found: Floats = moves + 2 * lost * along + lost**2 * before
+    return found
 
 
 def with_stored(estimate: UpdateEstimate, stored: Floats, lengths: NDArray[np.int64]) -> UpdateEstimate:
@@ -167,9 +183,10 @@ def given(update_rms: float, shape: tuple[int, ...]) -> UpdateEstimate:
     return UpdateEstimate(np.full(shape, update_rms**2), np.zeros(shape), np.full(shape, "given"))
 
 
-def along(estimate: UpdateEstimate, knots: NDArray[np.int64], steps: NDArray[np.int64]) -> Floats:
-    """û_rms² at single steps, [P, T]: its logarithm is straight from one interval's middle to the next."""
+def along(update_sq: Floats, knots: NDArray[np.int64], steps: NDArray[np.int64]) -> Floats:
+    """û_rms² of one tensor at single steps, [I] to [T]: its logarithm is straight between the
+    middles of the intervals.
+    """
     middles = (knots[:-1] + knots[1:] + 1) / 2
-    log = np.log(estimate.update_sq)
-    found: Floats = np.exp(np.stack([np.interp(steps, middles, of_tensor) for of_tensor in log]))
+    found: Floats = np.exp(np.interp(steps, middles, np.log(update_sq)))
     return found

@@ -77,40 +77,56 @@ def norm_paths(grid: Grid, positions: Floats, norm_sq: Floats, bc_type: str) -> 
     kept = _distinct(places)
     spline = CubicSpline(places[kept], norm_sq[kept], bc_type=bc_type)
     monotone = PchipInterpolator(places[kept], norm_sq[kept])
-    return spline(positions), monotone(positions)
+    path, other = spline(positions), monotone(positions)
+    # From nearly nothing, as of weights that begin at zero, a spline may go below it.
+    return (path if (path > 0).all() or (norm_sq == 0).all() else other), other
 
 
-def spline_coefficients(
-    grid: Grid, positions: Floats, bc_type: str, window: slice, intervals: slice
-) -> Iterator[tuple[slice, Floats, Floats]]:
-    """The spline through the checkpoints of a window, at the steps of some of the intervals in it.
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A stretch of a path of the weights as combinations of checkpoints; coefficients are [t, k].
 
-    cs(t) = Σᵢ bᵢ(t)·wᵢ. Stretches of `grid.steps`, and b(t−1) and b(t) − b(t−1) in them, [t, window].
+    `before` is where the weights are before each step, `way` how they go in it, and `place` where w
+    stands in the forces. `stretch` are the places of the t steps in `Grid.steps`.
     """
+
+    stretch: slice
+    before: Floats
+    way: Floats
+    place: Floats
+
+
+def spline_paths(
+    grid: Grid, positions: Floats, bc_type: str, window: slice, intervals: slice
+) -> Iterator[Path]:
+    """The spline cs(t) = Σᵢ bᵢ(t)·wᵢ through the checkpoints of a window, over some of its intervals."""
     from scipy.interpolate import CubicSpline
 
-    places = positions[grid.knots[window] - grid.knots[0]]
+    places = positions[grid.bounds[window]]
     kept = _distinct(places)
     spline = CubicSpline(places[kept], np.eye(len(places))[kept], bc_type=bc_type)
     first, last = grid.bounds[intervals.start], grid.bounds[intervals.stop]
     for begin in range(first, last, _BLOCK):
         end = min(begin + _BLOCK, last)
         values = spline(positions[begin : end + 1])
-        yield slice(begin, end), values[:-1], np.diff(values, axis=0)
+        yield Path(slice(begin, end), values[:-1], np.diff(values, axis=0), values[:-1])
 
 
-def chord_coefficients(
-    grid: Grid, lr: Floats, place: tuple[float, float]
-) -> Iterator[tuple[slice, Floats, Floats]]:
-    """Straight from checkpoint to checkpoint: the place where w is taken, and the way of each step.
+def straight_paths(grid: Grid, lr: Floats, place: tuple[float, float]) -> Iterator[Path]:
+    """Straight from checkpoint to checkpoint, in proportion to η; an interval and two checkpoints each.
 
-    The way is that between the two in proportion to η; the place is a mean of the two with the given
-    weights. As `spline_coefficients`, an interval at a time, with two coefficients.
+    `place` are the weights of the two in the point where w is taken for the forces.
     """
     whole = grid.summed(lr)
     for start, length, total in zip(grid.bounds[:-1], grid.lengths, whole, strict=True):
         part = lr[start : start + length] / total if total > 0 else np.zeros(length)
-        yield slice(start, start + length), np.tile(place, (length, 1)), np.outer(part, (-1.0, 1.0))
+        done = np.cumsum(part) - part
+        yield Path(
+            slice(start, start + length),
+            before=np.stack((1 - done, done), axis=1),
+            way=np.outer(part, (-1.0, 1.0)),
+            place=np.tile(place, (length, 1)),
+        )
 
 
 def windows(known: NDArray[np.bool_]) -> list[slice]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checkpoints import PathLike
+from .checkpoints import Checkpoint, PathLike, load_pickle
 from .dispatch import find_kernel
-from .gram import CheckpointGram
 from .kernels.interface import Rows
-from .tensors import require_plain
-from .trajectory import Trajectory
+from .tensors import column, require_plain
+from .trajectory import Trajectory, step_of
 
 OptimizerState = PathLike | Mapping[str, Any]
 """A `state_dict` of an optimizer, or the path of a pickle that holds one."""
 
-# Where training scripts put it beside the model.
+# Where training scripts put it: beside the model in its pickle, or in the folder of the step.
 _KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+_FILE, _MODELS = "optimizer.pt", ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of one parameter."""
+    """Of one tensor."""
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -37,146 +38,207 @@ class _Moments:
     eps: float
 
 
+def require_steps(given: Mapping[int, OptimizerState] | None, steps: Sequence[int]) -> None:
+    """Raises a ValueError that says which of the given states is of no checkpoint, if one is."""
+    for step in given or ():
+        if step not in steps:
+            raise ValueError(f"optimizer_states has step {step}, the checkpoints are of {list(steps)}")
+
+
 def stored_update_sq(
     trajectory: Trajectory | None,
     given: Mapping[int, OptimizerState] | None,
-    gram: CheckpointGram,
-    used: bool,
+    steps: Sequence[int],
+    names: Sequence[str],
+    numel: Sequence[int],
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """û_rms² = ‖u‖²/n at the checkpoints whose optimizer state is known, [P, K], NaN elsewhere.
 
     Args:
-        trajectory: checkpoints that may hold it beside the model, or None.
+        trajectory: checkpoints that may hold states beside the model, or None.
         given: states by step; they come before what is found.
-        gram: whose tensors and steps are the rows and columns.
-        used: whether anybody will look; if not, nothing is read.
+        steps: [K], the columns.
+        names: of the tensors, [P], the rows.
+        numel: how many entries each has, [P].
 
     Returns:
-        The table, and what is to be said of states that could not be used.
+        The table, without a unit, and what is to be said of found states that could not be used
+        and of moments that are not finite.
 
     Raises:
-        ValueError: a given state is of no checkpoint, or cannot be told from what it holds.
+        ValueError: a given state is of no checkpoint, lacks something of AdamW's, has moments of
+            another size or numbers for names; CheckpointError where its file cannot be loaded.
+        TypeError: its moments are of a dtype that the kernels do not read, or wrapped.
+        OSError: its file cannot be read.
     """
-    table = np.full((len(gram.names), len(gram.steps)), np.nan)
-    if strange := sorted(set(given or {}) - set(gram.steps)):
-        raise ValueError(f"optimizer_states has step {strange[0]}, the checkpoints are of {list(gram.steps)}")
-    if not used:
-        return table, ("optimizer_states were given and not used",) if given else ()
-    notes = []
-    for step, state in (given or {}).items():
-        table[:, gram.steps.index(step)] = _of_state(
-            _loaded(state), gram, f"the optimizer state of step {step}"
-        )
-    for step, path in _beside_the_model(trajectory):
-        if step in (given or {}):
-            continue
+    given = given or {}
+    require_steps(given, steps)
+    sources = dict(given)
+    for step, path in _beside_the_models(trajectory):
+        sources.setdefault(step, path)
+    table = np.full((len(names), len(steps)), np.nan)
+    notes: list[str] = []
+    unused: dict[str, list[int]] = {}
+    for step, source in sources.items():
         try:
-            found = _of_state(_loaded(path), gram, f"the optimizer state in {path}")
-        except ValueError as error:
-            notes.append(f"not used: {error}")
-        else:
-            table[:, gram.steps.index(step)] = found
+            moments = _moments(_state_dict(source), names, numel)
+        except (OSError, TypeError, ValueError) as error:
+            if step in given:
+                raise type(error)(f"the optimizer state of step {step}: {error}") from error
+            unused.setdefault(str(error), []).append(step)
+            continue
+        measured = _update_sq(moments)
+        for row, update_sq in measured.items():
+            if math.isfinite(update_sq):
+                table[row, steps.index(step)] = update_sq / numel[row]
+        if strange := [repr(names[row]) for row, value in measured.items() if not math.isfinite(value)]:
+            notes.append(f"the optimizer state of step {step} is not finite for {_first(strange)}")
+    for why, of in unused.items():
+        notes.append(f"not used: the optimizer state of step {_first(list(map(str, of)))}: {why}")
     return table, tuple(notes)
 
 
-def _beside_the_model(trajectory: Trajectory | None) -> Iterator[tuple[int, Path]]:
-    if trajectory is None:
-        return
-    for step, checkpoint in zip(trajectory.steps, trajectory.checkpoints, strict=True):
-        if any(key in checkpoint.left_out for key in _KEYS) and checkpoint.path.is_file():
-            yield step, checkpoint.path
+def _first(words: list[str]) -> str:
+    """Three of them, and how many more there are."""
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
-def _loaded(source: OptimizerState) -> Mapping[str, Any]:
+def _beside_the_models(trajectory: Trajectory | None) -> Iterator[tuple[int, Path]]:
+    """Files that should hold the state, by step."""
+    if trajectory is not None:
+        for step, checkpoint in zip(trajectory.steps, trajectory.checkpoints, strict=True):
+            if (path := _beside_the_model(checkpoint)) is not None:
+                yield step, path
+
+
+def _beside_the_model(checkpoint: Checkpoint) -> Path | None:
+    path = checkpoint.path
+    if path.is_file() and any(key in checkpoint.left_out for key in _KEYS):
+        return path
+    # A file that is not the only model of its folder says nothing of what else lies there.
+    whole = path.is_dir() or (path.name in _MODELS and step_of(path.parent) is not None)
+    beside = (path if path.is_dir() else path.parent) / _FILE
+    return beside if whole and beside.is_file() else None
+
+
+def _state_dict(source: OptimizerState) -> Mapping[str, Any]:
     """The `state_dict` itself."""
-    state: Any = source
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except OSError:
-            raise
-        except Exception as error:  # of many kinds: what a broken pickle raises is not documented
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} cannot be loaded with weights_only=True: {reason}") from None
-    for key in (None, *_KEYS) if isinstance(state, Mapping) else ():
-        found: Any = state if key is None else state.get(key)
-        if isinstance(found, Mapping) and {"state", "param_groups"} <= set(found):
-            return found
+    saved: Any = source if isinstance(source, Mapping) else load_pickle(Path(source))
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"a state_dict is expected, this is a {type(saved).__name__}")
+    for key in (None, *_KEYS):
+        found: Any = saved if key is None else saved.get(key)
+        if _is_state_dict(found):
+            return dict(found)
     raise ValueError(
         "an optimizer's state_dict has 'state' and 'param_groups', this has "
-        f"{', '.join(map(str, state))[:200]}"
+        f"{', '.join(map(str, saved))[:200]}"
     )
+
+
+def _is_state_dict(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and isinstance(found.get("state"), Mapping)
+        and isinstance(found.get("param_groups"), (list, tuple))
+        and all(isinstance(group, Mapping) and "params" in group for group in found["param_groups"])
+        and all(isinstance(one, Mapping) for one in found["state"].values())
+    )
+
+
+def _moments(state: Mapping[str, Any], names: Sequence[str], numel: Sequence[int]) -> dict[int, _Moments]:
+    """By row, of the tensors that have any; of none before the first step."""
+    rows = {name: row for row, name in enumerate(names)}
+    strangers = False
+    found = {}
+    for group in state["param_groups"]:
+        # Others, such as Muon's matrices beside AdamW's vectors, or what had no gradient, are unknown.
+        keys = [key for key in group["params"] if {"exp_avg", "exp_avg_sq"} <= set(_of(state, key))]
+        called = _names_by_key(state, group, names, numel) if keys else {}
+        for key in keys:
+            if (row := rows.get(called[key])) is None:
+                strangers = True
+            else:
+                found[row] = _checked(_of(state, key), group, names[row], numel[row])
+    if state["state"] and not found:
+        raise ValueError(
+            f"it has none of the tensors, such as '{names[0]}'"
+            if strangers
+            else "it has exp_avg and exp_avg_sq, which AdamW has, of no tensor"
+        )
+    return found
+
+
+def _of(state: Mapping[str, Any], key: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = state["state"].get(key, {})
+    return found
+
+
+def _names_by_key(
+    state: Mapping[str, Any], group: Mapping[str, Any], names: Sequence[str], numel: Sequence[int]
+) -> dict[Any, str]:
+    """What the tensors of a group are called: by the keys themselves (as of FSDP) or its `param_names`."""
+    keys = group["params"]
+    if all(isinstance(key, str) for key in keys):
+        return {key: key for key in keys}
+    if len(called := group.get("param_names") or ()) == len(keys):
+        return dict(zip(keys, called, strict=True))
+    # Files often have their tensors sorted by name, layer 10 before layer 2. So the place tells the
+    # name only where no two tensors could be taken for one another.
+    first = [_of(state, key).get("exp_avg") for key in keys]
+    sizes = [moment.numel() if isinstance(moment, Tensor) else None for moment in first]
+    if len(state["param_groups"]) == 1 and sizes == list(numel) and len(set(sizes)) == len(sizes):
+        return dict(zip(keys, names, strict=True))
+    raise ValueError(
+        "it has numbers for names, which do not tell surely which tensor is which; make the optimizer from "
+        "model.named_parameters(), which keeps the names in its state"
+    )
+
+
+def _checked(one: Mapping[str, Any], group: Mapping[str, Any], name: str, numel: int) -> _Moments:
+    """The moments of a tensor, if the kernels can read them and nothing is missing."""
+    # With amsgrad the largest v so far is what divides.
+    second = "max_exp_avg_sq" if "max_exp_avg_sq" in one else "exp_avg_sq"
+    for moment in ("exp_avg", second):
+        try:
+            require_plain(name, one[moment])
+        except TypeError as error:
+            raise TypeError(f"{moment} of {error}") from None
+        shape = one[moment].shape
+        if shape.numel() != numel or shape != one["exp_avg"].shape:
+            raise ValueError(
+                f"it has {moment} of shape {list(shape)} for '{name}', the checkpoints {numel} weights"
+            )
+    told = {**group, **one}  # some fused optimizers count the steps in the group
+    if missing := [key for key in ("betas", "eps", "step") if key not in told]:
+        raise ValueError(f"it has no {' and no '.join(map(repr, missing))} for '{name}'")
+    try:
+        beta1, beta2 = map(float, told["betas"])
+        return _Moments(one["exp_avg"], one[second], float(told["step"]), (beta1, beta2), float(told["eps"]))
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors of several entries
+        raise ValueError(f"its betas, eps or step for '{name}' are not AdamW's: {error}") from None
 
 
 @torch.no_grad()
-def _of_state(state: Mapping[str, Any], gram: CheckpointGram, what: str) -> NDArray[np.float64]:
-    """‖u‖²/n of each tensor, [P]; NaN where the state has none of it."""
-    if not state["state"]:  # of before the first step
-        return np.full(len(gram.names), np.nan)
-    by_name = _by_name(state, gram, what)
-    rows = [row for row, name in enumerate(gram.names) if name in by_name]
-    if not rows:
-        raise ValueError(f"{what} has none of the tensors, such as {gram.names[0]}")
-    moments = [by_name[gram.names[row]] for row in rows]
-    for row, one in zip(rows, moments, strict=True):
-        name = gram.names[row]
-        require_plain(name, one.exp_avg)
-        if one.exp_avg.numel() != gram.numel[row] or one.exp_avg_sq.shape != one.exp_avg.shape:
-            raise ValueError(
-                f"{what} has {one.exp_avg.numel()} moments of '{name}', the checkpoints "
-                f"{gram.numel[row]} weights"
+def _update_sq(moments: Mapping[int, _Moments]) -> dict[int, float]:
+    """‖u‖² by row, of the tensors that have entries and made a step. One launch for each device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for row, one in moments.items():
+        if one.exp_avg.numel() and one.step:
+            by_device.setdefault(one.exp_avg.device, []).append(row)
+    found: dict[int, float] = {}
+    for device, rows in by_device.items():
+        its = [moments[row] for row in rows]
+        first = [one.exp_avg for one in its]
+        sums = find_kernel("sums", None, device)(
+            Rows(
+                first,  # ‖u‖² needs no weights: the moments stand in for them
+                first,
+                [one.exp_avg_sq.to(device) for one in its],
+                column((1 - one.betas[0] ** one.step for one in its), device),
+                column((1 - one.betas[1] ** one.step for one in its), device),
+                column((one.eps for one in its), device),
             )
-    device = moments[0].exp_avg.device
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=device)
-
-    sums = find_kernel("sums", None, device)(
-        Rows(
-            # ‖u‖² needs no weights: the moments stand in for them.
-            [one.exp_avg for one in moments],
-            [one.exp_avg for one in moments],
-            [one.exp_avg_sq for one in moments],
-            column([1 - one.betas[0] ** one.step for one in moments]),
-            column([1 - one.betas[1] ** one.step for one in moments]),
-            column([one.eps for one in moments]),
         )
-    )
-    found = np.full(len(gram.names), np.nan)
-    found[rows] = sums.update_sq.cpu().numpy() / gram.numel[rows]
+        found.update(zip(rows, sums.update_sq.tolist(), strict=True))
     return found
-
-
-def _by_name(state: Mapping[str, Any], gram: CheckpointGram, what: str) -> dict[str, _Moments]:
-    """The moments by the names of the tensors.
-
-    Names are the keys themselves (as of FSDP), or in `param_names` of the groups, or, with a single
-    group, those of the checkpoint in its order where every size agrees.
-    """
-    found = {}
-    for group in state["param_groups"]:
-        keys = group["params"]
-        if all(isinstance(key, str) for key in keys):
-            names = list(keys)
-        elif "param_names" in group:
-            names = list(group["param_names"])
-        else:
-            names = _in_order(state, keys, gram, what)
-        for key, name in zip(keys, names, strict=True):
-            one = state["state"].get(key, {})
-            if {"exp_avg", "exp_avg_sq", "step"} <= set(one):
-                second = one.get("max_exp_avg_sq", one["exp_avg_sq"])
-                betas, step = tuple(map(float, group["betas"])), float(one["step"])
-                found[name] = _Moments(one["exp_avg"], second, step, betas, float(group["eps"]))  # type: ignore[arg-type]
-    return found
-
-
-def _in_order(state: Mapping[str, Any], keys: list[Any], gram: CheckpointGram, what: str) -> list[str]:
-    sizes = [state["state"][key]["exp_avg"].numel() for key in keys if key in state["state"]]
-    if len(state["param_groups"]) == 1 and sizes == gram.numel.tolist() and len(sizes) == len(keys):
-        return list(gram.names)
-    raise ValueError(
-        f"{what} has numbers for names, and its order is not that of the tensors; make the optimizer from "
-        "model.named_parameters(), which keeps the names in its state"
-    )

@@ -30,7 +30,10 @@ class Rates:
         Raises:
             ValueError: ω is negative or no number, or η·ω reaches 1.
         """
-        value = float(weight_decay)
+        try:
+            value = float(weight_decay)
+        except (TypeError, ValueError):
+            value = np.nan
         if not 0 <= value < np.inf:
             raise ValueError(f"weight_decay must be 0 or a positive number, got {weight_decay} for {name}")
         if (lost := float(lr.max()) * value) >= 1:

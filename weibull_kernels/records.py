@@ -45,7 +45,7 @@ class ParquetSink:
     `norm_sq_after`, ‖w‖² after the last; `numel`; `steps`, how many optimizer steps the row
     covers; `optimizer_step`, the optimizer's own count after them; `log_sum`, `log_sq_sum`,
     `max_abs`, `zero_count`, `non_finite_count` of the weights after the last step; then the
-    scalars given to the first `write`, float64. Null is what the budget does not have.
+    scalars given to the first `write`, float64, or text. Null is what the budget does not have.
 
     No step is booked twice. A row whose optimizer step is the one written last (a gradient
     scaler skipped the step, the tensor had no gradient) is written with zero force and
@@ -93,7 +93,7 @@ class ParquetSink:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         self._file = _part(self.path).open("wb")
-        self._schema = _schema((), metadata)
+        self._schema = _schema({}, metadata)
         self._writer: Any = None
         self._booked: dict[tuple[int, str], int] = {}
         self._last: Callable[[], ForceBudget | None] = lambda: None
@@ -108,7 +108,7 @@ class ParquetSink:
         Args:
             step: of the training loop.
             budget: of P tensors, over steps that none before it covers.
-            scalars: such as `loss` or `lr`: a number or one-entry tensor for all rows, or
+            scalars: such as `loss` or `lr`: a number, text or one-entry tensor for all rows, or
                 [P], one per row. The first call decides which there are.
 
         Raises:
@@ -118,7 +118,7 @@ class ParquetSink:
         if not self._finish.alive:
             raise ValueError(f"the sink of {self.path} is closed; make another, with a path of its own")
         if self._writer is None:
-            self._schema = _schema(tuple(scalars), self._schema.metadata)
+            self._schema = _schema(scalars, self._schema.metadata)
             self._writer = pa.ipc.new_stream(self._file, self._schema)
         if expected := set(scalars) ^ set(self._schema.names[len(_COLUMNS) :]):
             raise ValueError(
@@ -239,14 +239,20 @@ def _described(run: Mapping[str, Any]) -> bytes:
     return json.dumps(described).encode()
 
 
-def _schema(scalars: tuple[str, ...], metadata: dict[bytes, bytes]) -> pa.Schema:
+def _schema(scalars: Mapping[str, Array], metadata: dict[bytes, bytes]) -> pa.Schema:
     if taken := sorted(set(scalars) & set(_COLUMNS)):
         raise ValueError(f"{taken} are columns of every record file; give the scalars other names")
 
     def kind(column: str) -> pa.DataType:
         return pa.string() if column in _TEXT else pa.int64() if column in _WHOLE else pa.float64()
 
-    return pa.schema([(column, kind(column)) for column in (*_COLUMNS, *scalars)], metadata)
+    known = [(column, kind(column)) for column in _COLUMNS]
+    own = [(name, pa.string() if _is_text(value) else pa.float64()) for name, value in scalars.items()]
+    return pa.schema([*known, *own], metadata)
+
+
+def _is_text(value: Array) -> bool:
+    return isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind == "U")
 
 
 def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[str, Any]:
@@ -261,7 +267,10 @@ def _columns_on_host(budget: ForceBudget, scalars: Mapping[str, Array]) -> dict[
         columns["norm_sq_after"] = budget.weights.norm_sq
         columns |= {name: getattr(budget.weights, name) for name in _STATISTICS}
     # A loss may be bfloat16, which numpy does not know, and a list may hold tensors.
-    columns |= {name: torch.as_tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+    columns |= {
+        name: np.array(value) if _is_text(value) else torch.as_tensor(value, dtype=torch.float64)
+        for name, value in scalars.items()
+    }
     known = on_host({name: column for name, column in columns.items() if column is not None})
     rows = max(column.size for column in known.values())
     if sizes := {name: column.shape for name, column in known.items() if column.size not in (1, rows)}:

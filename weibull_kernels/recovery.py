@@ -11,14 +11,15 @@ import numpy as np
 from . import injection as estimates
 from .budget import Array
 from .checkpoints import PathLike
-from .gram import CheckpointGram, gram_of
+from .gram import CheckpointGram
+from .gram_pass import gram_of
 from .injection import UpdateEstimate
 from .interpolation import END_CONDITIONS, VARIABLES, Grid
-from .optimizer_states import OptimizerState, stored_update_sq
+from .optimizer_states import OptimizerState, require_steps, stored_update_sq
 from .rates_by_name import Rates, rates_by_name, together
 from .recovery_methods import FEWEST, METHODS, Collected, correct, displace
 from .schedules import Schedule, rates
-from .series import Floats, Integers, Recovery
+from .series import Integers, Recovery
 from .trajectory import CheckpointSource, open_trajectory, require_ascending
 
 if TYPE_CHECKING:
@@ -83,16 +84,18 @@ def recover(
         variable: what is interpolated along: "lr_sum" (Ση), "step" or "log_step"; by default the step
             for the published `spline` and Ση for `corrected`. Of no effect without splines.
         injection: "estimate", "noise_limit", or û_rms as a number. For `corrected` alone.
-        optimizer_states: by step of the checkpoint, paths or `state_dict`s of the optimizer; where a
-            `.pt` holds it beside the model it is found without.
-        at: steps to return, from steps[0] + 1 to steps[-1]; all of them by default.
+        optimizer_states: as in `checkpoint_gram`.
+        at: steps to return, from steps[0] + 1 to steps[-1]; all of them by default, which of a long
+            run takes more memory than reading it. Impulses are of every step in any case.
         roles: patterns to roles, as in `wk.forces`.
         backend: as in `checkpoint_gram`.
         process_group: likewise.
         on_read: likewise.
 
     Returns:
-        A `Recovery`. Tensors that cannot be followed are named in its `left_out`.
+        A `Recovery`. Tensors that cannot be followed are named in its `left_out`: those that are
+            not in every checkpoint, change their shape, are not finite, never move (buffers), or
+            move where lr is 0.
 
     Raises:
         ValueError: there are too few checkpoints; the steps do not ascend; the schedule does not
@@ -105,39 +108,47 @@ def recover(
     >>> recovery.alignment[0, :2].round(6).tolist(), recovery.impulses.alignment[0].round(3).tolist()
     ([-0.12, -0.1194], [-1.173, -1.113, -1.053, -0.993])
     """
+    trajectory = None
     if isinstance(checkpoints, CheckpointGram):
         if steps is not None:
             raise ValueError(
                 "a CheckpointGram has its own steps; leave them out, or choose by gram.at(steps)"
             )
-        trajectory, knots, names = None, checkpoints.steps, checkpoints.names
+        knots, names = checkpoints.steps, checkpoints.names
         roles = roles or checkpoints.role_overrides
     else:
         trajectory = open_trajectory(checkpoints, steps)
         knots, names = trajectory.steps, tuple(trajectory.tensors)
     # What can be wrong with the options is said before anything is read: that takes minutes.
-    grid, chosen = _grid(knots, method, bc_type, at)
-    along = _variable(method, variable)
+    grid, chosen, along = checked(knots, betas, method, bc_type, variable, injection, at)
     rates_of = rates_by_name(names, lr, weight_decay, roles, grid.steps)
-    _require_estimable(injection, betas)
-    if isinstance(checkpoints, CheckpointGram):
-        gram = checkpoints
+    require_steps(optimizer_states, knots)
+    if trajectory is None:
+        assert isinstance(checkpoints, CheckpointGram)
+        gram = _with_states(checkpoints, optimizer_states)
     else:
-        assert trajectory is not None
-        gram = gram_of(trajectory, roles, backend, process_group, on_read)
-    used = method == "corrected" and injection == "estimate"
-    stored, notes = stored_update_sq(trajectory, optimizer_states, gram, used)
+        products = "all" if method == "spline" else "neighbours"
+        gram = gram_of(trajectory, products, optimizer_states, roles, backend, process_group, on_read)
+    gram = _followed(gram, rates_of, grid)
     collected = Collected(grid, chosen, len(gram.names))
     for its, rows in together(gram.names, rates_of):
         part = gram.select(rows)
         collected.rates(rows, its)
         if method == "corrected":
-            estimate = _estimate(injection, part, stored[rows], grid, its, betas[0])
+            estimate = _estimate(injection, part, grid, its, betas[0])
             correct(collected, rows, part.norm_sq, part.numel, its, estimate, along, bc_type)
         else:
             displace(collected, rows, part, its, method, along, bc_type)
+    unused = optimizer_states and not (method == "corrected" and injection == "estimate")
     return collected.result(
-        gram.names, roles, gram.numel, (method, bc_type, along), left_out=gram.left_out, notes=notes
+        gram.numel,
+        gram.names,
+        role_overrides=roles,
+        method=method,
+        bc_type=bc_type,
+        variable=along,
+        left_out=gram.left_out,
+        notes=(*gram.notes, *(["optimizer_states were given and not used"] if unused else [])),
     )
 
 
@@ -193,11 +204,11 @@ def recover_from_norms(
         raise ValueError(
             f"norm_sq must be positive, got {norms[place]} at step {knots[place[-1]]}; leave such rows out"
         )
-    grid, chosen = _grid(knots, "corrected", bc_type, at)
-    along = _variable("corrected", variable)
+    grid, chosen, along = checked(knots, betas, "corrected", bc_type, variable, injection, at)
     its = Rates.of("the tensor", rates(lr, grid.steps), weight_decay)
-    _require_estimable(injection, betas)
     table = np.atleast_2d(norms)
+    if names is not None and len(names) != len(table):
+        raise ValueError(f"names must be one for each of the {len(table)} rows of norm_sq, got {len(names)}")
     rows, entries = list(range(len(table))), np.broadcast_to(np.asarray(numel), len(table))
     collected = Collected(grid, chosen, len(table))
     collected.rates(rows, its)
@@ -205,7 +216,7 @@ def recover_from_norms(
     estimate = _told(known, (len(table), len(grid.lengths)), betas[0])
     correct(collected, rows, table, entries, its, estimate, along, bc_type)
     labels = None if names is None else tuple(names)
-    result = collected.result(labels, None, entries, ("corrected", bc_type, along), left_out={}, notes=())
+    result = collected.result(entries, labels, method="corrected", bc_type=bc_type, variable=along)
     return _of_one(result) if norms.ndim == 1 and names is None else result
 
 
@@ -224,14 +235,45 @@ def _of_one(result: Recovery) -> Recovery:
     return one
 
 
+def _with_states(
+    gram: CheckpointGram, optimizer_states: Mapping[int, OptimizerState] | None
+) -> CheckpointGram:
+    """With what the given optimizer states say in the place of what it has."""
+    if not optimizer_states:
+        return gram
+    given, notes = stored_update_sq(None, optimizer_states, gram.steps, gram.names, gram.numel.tolist())
+    return replace(gram, update_sq=np.where(np.isnan(given), gram.update_sq, given), notes=gram.notes + notes)
+
+
+def _followed(gram: CheckpointGram, rates_of: Mapping[str, Rates], grid: Grid) -> CheckpointGram:
+    """Without the tensors that no optimizer moved, or that moved where their rate is 0."""
+    left_out = dict(gram.left_out)
+    kept = []
+    for row, name in enumerate(gram.names):
+        moved = gram.moves[row, 1:] > 0
+        still = np.flatnonzero(moved & (grid.summed(rates_of[name].lr) == 0))
+        if gram.numel[row] == 0:
+            left_out[name] = "has no entries"
+        elif not moved.any():
+            left_out[name] = "the same in every checkpoint: a buffer, or frozen"
+        elif len(still):
+            a, b = gram.steps[still[0] : still[0] + 2]
+            left_out[name] = f"moved from step {a} to {b}, where lr is 0; is the schedule off by a step?"
+        else:
+            kept.append(row)
+    if not kept:
+        raise ValueError(f"no tensor is left; {gram.names[0]}: {left_out[gram.names[0]]}")
+    return replace(gram.select(kept), left_out=left_out)
+
+
 def _estimate(
-    injection: str | float, gram: CheckpointGram, stored: Floats, grid: Grid, its: Rates, beta1: float
+    injection: str | float, gram: CheckpointGram, grid: Grid, its: Rates, beta1: float
 ) -> UpdateEstimate:
     if injection != "estimate":
         return _told(injection, (len(gram.names), len(grid.lengths)), beta1)
     rates_of_intervals = np.split(its.lr, grid.bounds[1:-1])
-    found = estimates.by_diffusion(gram.products, gram.numel, rates_of_intervals, its.weight_decay, beta1)
-    return estimates.with_stored(found, stored, grid.lengths)
+    found = estimates.by_diffusion(gram, rates_of_intervals, its.weight_decay, beta1)
+    return estimates.with_stored(found, gram.update_sq, grid.lengths)
 
 
 def _told(injection: str | float, shape: tuple[int, int], beta1: float) -> UpdateEstimate:
@@ -240,39 +282,27 @@ def _told(injection: str | float, shape: tuple[int, int], beta1: float) -> Updat
     return estimates.given(injection, shape)
 
 
-def _grid(knots: Sequence[int], method: str, bc_type: str, at: Sequence[int] | None) -> tuple[Grid, Integers]:
-    """The steps between the checkpoints, and the places among them that are to be returned."""
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if bc_type not in END_CONDITIONS:
-        raise ValueError(f"bc_type must be one of {END_CONDITIONS}, got {bc_type!r}")
-    if len(knots) < FEWEST[method]:
-        raise ValueError(
-            f"method='{method}' needs at least {FEWEST[method]} checkpoints, got {len(knots)}"
-            + ("; 'midpoint' takes 2" if len(knots) >= 2 else "")
-        )
-    grid = Grid(np.array(knots, dtype=np.int64))
-    if at is None:
-        return grid, np.arange(len(grid.steps))
-    chosen = np.array(require_ascending(at), dtype=np.int64)
-    if len(chosen) and (chosen[0] <= knots[0] or chosen[-1] > knots[-1]):
-        raise ValueError(
-            f"at must lie between the checkpoints, from {knots[0] + 1} to {knots[-1]}; "
-            f"got {chosen[0]} to {chosen[-1]}"
-        )
-    return grid, chosen - grid.steps[0]
+def checked(
+    knots: Sequence[int],
+    betas: tuple[float, float],
+    method: str,
+    bc_type: str,
+    variable: str | None,
+    injection: str | float,
+    at: Sequence[int] | None,
+) -> tuple[Grid, Integers, str]:
+    """The steps between the checkpoints, which of them are to be returned, and along what to interpolate.
 
-
-def _variable(method: str, variable: str | None) -> str:
-    if variable not in (None, *VARIABLES):
-        raise ValueError(f"variable must be one of {VARIABLES} or None, got {variable!r}")
-    return variable or _VARIABLE[method]
-
-
-def _require_estimable(injection: str | float, betas: tuple[float, float]) -> None:
+    Raises:
+        ValueError: an option of `recover` is not one.
+    """
+    known = {"method": METHODS, "bc_type": END_CONDITIONS, "variable": (*VARIABLES, None)}
+    for name, value in (("method", method), ("bc_type", bc_type), ("variable", variable)):
+        if value not in known[name]:
+            raise ValueError(f"{name} must be one of {known[name]}, got {value!r}")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be two numbers from 0 to under 1, got {betas}")
-    if isinstance(injection, str):
+    if isinstance(injection, str) or injection is None:
         if injection not in ("estimate", "noise_limit"):
             raise ValueError(
                 f"injection must be 'estimate', 'noise_limit' or û_rms as a number, got {injection!r}"
@@ -281,3 +311,24 @@ def _require_estimable(injection: str | float, betas: tuple[float, float]) -> No
         raise ValueError(
             f"injection as a number is û_rms, about 0.1 to 0.4, and must be positive; got {injection}"
         )
+    if len(knots) < FEWEST[method]:
+        raise ValueError(
+            f"method='{method}' needs at least {FEWEST[method]} checkpoints, got {len(knots)}"
+            + ("; 'midpoint' takes 2" if len(knots) >= 2 else "")
+        )
+    grid = Grid(np.array(knots, dtype=np.int64))
+    return grid, _chosen(grid, at), variable or _VARIABLE[method]
+
+
+def _chosen(grid: Grid, at: Sequence[int] | None) -> Integers:
+    """The places in `grid.steps` of the steps that are to be returned."""
+    if at is None:
+        return np.arange(len(grid.steps))
+    steps = np.array(require_ascending(at), dtype=np.int64)
+    if len(steps) and (steps[0] <= grid.knots[0] or steps[-1] > grid.knots[-1]):
+        raise ValueError(
+            f"at must lie between the checkpoints, from {grid.knots[0] + 1} to {grid.knots[-1]}; "
+            f"got {steps[0]} to {steps[-1]}"
+        )
+    places: Integers = steps - grid.steps[0]
+    return places

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,11 @@ from .gram import CheckpointGram
 from .injection import UpdateEstimate
 from .interpolation import (
     Grid,
-    chord_coefficients,
+    Path,
     norm_paths,
     shortened,
-    spline_coefficients,
+    spline_paths,
+    straight_paths,
     stretches,
     windows,
 )
@@ -71,42 +71,38 @@ class Collected:
                 self.known[name] = np.zeros((len(self.weight_decay), len(column)), column.dtype)
             self.known[name][row] = column
 
-    def compare(self, row: int, interval: int, forces: ForceBudget) -> None:
-        """The forces of an interval by a shorter window, beside those that were put."""
+    def compare(self, row: int, interval: int, forces: list[ForceBudget]) -> None:
+        """The forces of the stretches of an interval by a shorter window, beside those that were put."""
         if "window_error" not in self.known:
             self.known["window_error"] = np.zeros((len(self.weight_decay), len(self.grid.lengths)))
         mine = [self.of_intervals[name][row, interval] for name in FORCES[:3]]
-        other = [getattr(forces, name).sum() for name in FORCES[:3]]
-        apart = sum(abs(a - b) for a, b in zip(mine, other, strict=True))
-        self.known["window_error"][row, interval] = apart / sum(map(abs, mine))
+        other = [sum(getattr(part, name).sum() for part in forces) for name in FORCES[:3]]
+        apart, whole = sum(abs(a - b) for a, b in zip(mine, other, strict=True)), sum(map(abs, mine))
+        self.known["window_error"][row, interval] = apart / whole if whole > 0 else 0.0
 
-    def result(
-        self,
-        names: tuple[str, ...] | None,
-        roles: Mapping[str, str] | None,
-        numel: Integers,
-        how: tuple[str, str, str],
-        left_out: Mapping[str, str],
-        notes: tuple[str, ...],
-    ) -> Recovery:
-        """All of it."""
-        tensors: dict[str, Any] = {"numel": numel, "names": names, "role_overrides": roles}
+    def result(self, numel: Integers, names: tuple[str, ...] | None, **described: Any) -> Recovery:
+        """All of it; `described` are the other fields of a `Recovery`."""
+        roles = described.get("role_overrides")
         of_intervals: dict[str, Any] = {**self.of_intervals, **self.known}
         of_steps: dict[str, Any] = {**self.of_steps}
-        impulses = Impulses(step=self.grid.knots[1:], steps=self.grid.lengths, **of_intervals, **tensors)
+        impulses = Impulses(
+            step=self.grid.knots[1:],
+            steps=self.grid.lengths,
+            **of_intervals,
+            numel=numel,
+            names=names,
+            role_overrides=roles,
+        )
         return Recovery(
             step=self.grid.steps[self.chosen],
             steps=np.ones(len(self.chosen), dtype=np.int64),
             **of_steps,
-            **tensors,
+            numel=numel,
+            names=names,
             lr=self.lr,
             weight_decay=self.weight_decay,
             impulses=impulses,
-            method=how[0],
-            bc_type=how[1],
-            variable=how[2],
-            left_out=left_out,
-            notes=notes,
+            **described,
         )
 
 
@@ -123,11 +119,11 @@ def correct(
     """The path of ‖w‖² and an estimate of the injection; the alignment is what they leave."""
     grid, eta, lost = collected.grid, its.lr, its.lost
     positions = grid.positions(variable, eta)
-    update_sq = estimates.along(estimate, grid.knots, grid.steps)
     for place, row in enumerate(rows):
         path, other = norm_paths(grid, positions, norm_sq[place], bc_type)
         before = path[:-1]
-        injection = eta**2 * numel[place] * update_sq[place]
+        update_sq = estimates.along(estimate.update_sq[place], grid.knots, grid.steps)
+        injection = eta**2 * numel[place] * update_sq
         decay = -2 * lost * before
         # Of Δ‖w‖² = alignment + injection + decay + coupling, the last of which has the alignment in it.
         alignment = (np.diff(path) - injection - decay - lost**2 * before) / (1 - lost)
@@ -156,14 +152,14 @@ def displace(
     bc_type: str,
 ) -> None:
     """The forces of a path of the weights that is linear in the checkpoints."""
-    grid, lost = collected.grid, its.lost
+    grid = collected.grid
     if method in _PLACES:
-        for stretch, place, way in chord_coefficients(grid, its.lr, _PLACES[method]):
-            first = int(grid.interval[stretch.start])
+        for path in straight_paths(grid, its.lr, _PLACES[method]):
+            first = int(grid.interval[path.stretch.start])
             for row, products in zip(
                 rows, gram.products[:, first : first + 2, first : first + 2], strict=True
             ):
-                collected.put(row, stretch, _path_forces(products, place, way, lost[stretch]))
+                collected.put(row, path.stretch, _path_forces(products, path, its))
         return
     positions = grid.positions(variable, its.lr)
     known = np.asarray(~np.isnan(gram.products).any(axis=0))
@@ -171,27 +167,27 @@ def displace(
         if window.stop - window.start < FEWEST[method]:
             raise ValueError(
                 f"a spline needs {FEWEST[method]} checkpoints that were read together, and only those of "
-                f"steps {list(gram.steps[window])} were; extend with more of the old ones reread"
+                f"steps {list(gram.steps[window])} were; read all products, or reread more of the old ones"
             )
-        for stretch, place, way in spline_coefficients(grid, positions, bc_type, window, intervals):
+        for path in spline_paths(grid, positions, bc_type, window, intervals):
             for row, products in zip(rows, gram.products[:, window, window], strict=True):
-                collected.put(row, stretch, _path_forces(products, place, way, lost[stretch]))
+                collected.put(row, path.stretch, _path_forces(products, path, its))
         if window != slice(0, len(known)):
             for interval in range(intervals.start, intervals.stop):
                 shorter = shortened(window, interval, len(known))
-                one = slice(interval, interval + 1)
-                [(stretch, place, way)] = spline_coefficients(grid, positions, bc_type, shorter, one)
+                paths = list(spline_paths(grid, positions, bc_type, shorter, slice(interval, interval + 1)))
                 for row, products in zip(rows, gram.products[:, shorter, shorter], strict=True):
-                    collected.compare(row, interval, _path_forces(products, place, way, lost[stretch]))
+                    collected.compare(row, interval, [_path_forces(products, path, its) for path in paths])
 
 
-def _path_forces(products: Floats, place: Floats, way: Floats, lost: Floats) -> ForceBudget:
-    """The forces [t] of the update that moves w by `way` where it is at `place`, both [t, k] in checkpoints.
+def _path_forces(products: Floats, path: Path, its: Rates) -> ForceBudget:
+    """The forces [t] of the update that moves the weights on their path.
 
     With way = −ηu − ηω·w: alignment = 2⟨w,way⟩ + 2ηω‖w‖², injection = ‖way + ηω·w‖².
     """
-    at, along = place @ products, way @ products
-    pairs = ((at, place), (at, way), (along, way))
+    lost = its.lost[path.stretch]
+    at, along = path.place @ products, path.way @ products
+    pairs = ((at, path.place), (at, path.way), (along, path.way))
     norm_sq, both, way_sq = (np.einsum("tk,tk->t", left, right) for left, right in pairs)
     alignment = 2 * (both + lost * norm_sq)
     return ForceBudget(
@@ -199,5 +195,5 @@ def _path_forces(products: Floats, place: Floats, way: Floats, lost: Floats) -> 
         injection=way_sq + 2 * lost * both + lost**2 * norm_sq,
         decay=-2 * lost * norm_sq,
         coupling=lost * (lost * norm_sq - alignment),
-        norm_sq=norm_sq,
+        norm_sq=np.einsum("tk,tk->t", path.before @ products, path.before),
     )

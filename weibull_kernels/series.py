@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +100,15 @@ class ForceSeries(Columns):
             role_overrides=self.role_overrides,
         )
 
-    def to_arrow(self, steps: Sequence[int] | None = None) -> pa.Table:
-        """A pyarrow table with a row for each tensor and record; `steps` are the records to take, or all."""
+    def to_arrow(self) -> pa.Table:
+        """A pyarrow table with a row for each tensor and record."""
         shape = np.atleast_2d(self.alignment).shape
-        kept = slice(None) if steps is None else np.flatnonzero(np.isin(self.step, steps))
         per_tensor = {"name", "role", "numel", "weight_decay"}
         columns = {
             # [P] is of each tensor, [T] of each record.
             name: np.broadcast_to(
                 values[:, None] if name in per_tensor and values.ndim == 1 else values, shape
-            )[:, kept].ravel()
+            ).ravel()
             for name, values in self.to_dict().items()
         }
         return pa.table(columns)
@@ -145,7 +144,7 @@ class Impulses(ForceSeries):
             that of the injection as estimated, that of the decay as the difference between two
             ways to interpolate ‖w‖², and both together for the alignment. None where the method
             makes no estimate. They go up and down together in all tensors: add them up.
-        update_rms: û_rms, [P, I]; of the interpolated path, where no injection is estimated.
+        update_rms: û_rms, [P, I], or None.
         update_rms_error: relative, [P, I], or None.
         injection_source: "given", "stored", "diffusion" or "noise_limit", [P, I]; None where the
             injection is that of the interpolated path itself.
@@ -171,11 +170,7 @@ class Impulses(ForceSeries):
             path: of the Parquet file.
             run: settings of the run, anything that JSON holds.
         """
-        described = {
-            name: column
-            for name in _OF_IMPULSES
-            if (column := getattr(self, name)) is not None and column.dtype.kind == "f"
-        }
+        described = {name: column for name in _OF_IMPULSES if (column := getattr(self, name)) is not None}
         with ParquetSink(path, run, overwrite=True) as sink:
             for place, step in enumerate(self.step.tolist()):
                 columns = {name: np.atleast_2d(column)[:, place] for name, column in described.items()}
@@ -184,11 +179,11 @@ class Impulses(ForceSeries):
 
 _OF_IMPULSES = (
     *("alignment_error", "injection_error", "decay_error"),
-    *("update_rms", "update_rms_error", "window_error"),
+    *("update_rms", "update_rms_error", "injection_source", "window_error"),
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Recovery(ForceSeries):
     """The forces at single steps, [P, T], and over the intervals between checkpoints.
 
@@ -202,12 +197,12 @@ class Recovery(ForceSeries):
         notes: what else is to be known, such as an optimizer state that was not used.
     """
 
-    lr: Floats | None = None
-    weight_decay: Floats | None = None
-    impulses: Impulses = field(default=None)  # type: ignore[assignment]
-    method: str = "corrected"
-    bc_type: str = "not-a-knot"
-    variable: str = "lr_sum"
+    lr: Floats
+    weight_decay: Floats
+    impulses: Impulses
+    method: str
+    bc_type: str
+    variable: str
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

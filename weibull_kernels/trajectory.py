@@ -11,7 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoints import Checkpoint, PathLike, StoredTensor, checkpoint_in_memory, open_checkpoint
+from .checkpoints import (
+    SUFFIXES,
+    Checkpoint,
+    PathLike,
+    StoredTensor,
+    checkpoint_in_memory,
+    open_checkpoint,
+)
 from .statistics import readable
 
 CheckpointSource = PathLike | Mapping[str, Tensor] | Checkpoint
@@ -52,17 +59,17 @@ def find_checkpoints(folder: PathLike) -> dict[int, Path]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("step20", "step3", "notes.txt"):
+    ...     for name in ("step20.pt", "step3.safetensors", "step3.log"):
     ...         (Path(folder) / name).touch()
     ...     [path.name for path in find_checkpoints(folder).values()]
-    ['step3', 'step20']
+    ['step3.safetensors', 'step20.pt']
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of checkpoints")
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        if (step := step_of(path)) is None:
+        if (step := step_of(path)) is None or not (path.is_dir() or path.suffix in SUFFIXES):
             continue
         if other := found.get(step):
             raise ValueError(

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import FAILED, first_few, one_line_if_it_fails, progress_of_bytes
+from .terminal import FAILED, check_files, first_few, one_line_if_it_fails, progress_of_bytes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ..gram import CheckpointGram
     from ..series import Recovery
-
-
-class Method(str, Enum):
-    """The methods of `wk.recover`."""
-
-    corrected = "corrected"
-    spline = "spline"
-    midpoint = "midpoint"
-    two_point = "two_point"
-
-
-class Variable(str, Enum):
-    """What is interpolated along."""
-
-    lr_sum = "lr_sum"
-    step = "step"
-    log_step = "log_step"
-
-
-class EndCondition(str, Enum):
-    """Of the splines."""
-
-    not_a_knot = "not-a-knot"
-    natural = "natural"
-    clamped = "clamped"
 
 
 def recover(
@@ -71,10 +44,15 @@ def recover(
         ),
     ],
     betas: Annotated[str, typer.Option(metavar="β₁,β₂", help="of AdamW")] = "0.9,0.999",
-    method: Annotated[Method, typer.Option(help="corrected subtracts the injection")] = Method.corrected,
-    bc_type: Annotated[EndCondition, typer.Option(help="end condition of splines")] = EndCondition.not_a_knot,
+    method: Annotated[str, typer.Option(help="corrected, spline, midpoint or two_point")] = "corrected",
+    bc_type: Annotated[
+        str, typer.Option(help="end condition of splines: not-a-knot, natural or clamped")
+    ] = "not-a-knot",
     variable: Annotated[
-        Variable | None, typer.Option(help="interpolate along Ση, the step or its logarithm")
+        str | None,
+        typer.Option(
+            help="interpolate along lr_sum, step or log_step", show_default="as the method needs it"
+        ),
     ] = None,
     injection: Annotated[str, typer.Option(help="estimate, noise_limit, or û_rms as a number")] = "estimate",
     out: Annotated[Path, typer.Option(help="folder of the records and the picture")] = Path("recovered"),
@@ -92,31 +70,33 @@ def recover(
     Needs the learning rate of every step and the weight decay, and no optimizer state. Under torchrun the
     processes divide the tensors among them.
     """
-    source = _checked(paths)
+    check_files({"gram": None if gram is None else str(gram)}, text=())
     options: dict[str, Any] = {
         "lr": lr,
         "weight_decay": _weight_decay(weight_decay),
         "betas": _betas(betas),
-        "method": method.value,
-        "bc_type": bc_type.value,
-        "variable": variable and variable.value,
+        "method": method,
+        "bc_type": bc_type,
+        "variable": variable,
         "injection": _injection(injection),
     }
-    with _process_group() as group, one_line_if_it_fails(", ".join(map(str, paths))) as outcome:
-        recovery = _recovered(source, options, gram, window, group)
+    with one_line_if_it_fails(", ".join(map(str, paths))) as outcome, _process_group() as group:
+        found = _found(paths)
+        recovery = _recovered(found, options, every, gram, window, group)
         if group is None or group.rank() == 0:
             _write(recovery, out, every, run=options | {"checkpoints": list(map(str, paths))})
     if outcome.failed:
         raise typer.Exit(FAILED)
 
 
-def _checked(paths: list[Path]) -> Path | list[Path]:
-    """The folder of checkpoints, or the checkpoints."""
-    from ..trajectory import step_of
+def _found(paths: list[Path]) -> dict[int, Path]:
+    """The checkpoints of a folder, or those that are named, by step."""
+    from ..trajectory import find_checkpoints, open_trajectory, step_of
 
-    if len(paths) == 1 and step_of(paths[0]) is None:
-        return paths[0]
-    return sorted(paths, key=lambda path: step_of(path) or 0)
+    if len(paths) == 1:
+        return find_checkpoints(paths[0])
+    paths = sorted(paths, key=lambda path: step_of(path) or 0)
+    return dict(zip(open_trajectory(paths).steps, paths, strict=True))
 
 
 def _weight_decay(given: list[str]) -> dict[str, float]:
@@ -153,12 +133,12 @@ def _injection(given: str) -> str | float:
 
 @contextmanager
 def _process_group() -> Iterator[ProcessGroup | None]:
-    """That of torchrun, or None where there is one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield None
-        return
+    """That of torchrun, or None where it did not start this process."""
     import torch.distributed as dist
 
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        yield None
+        return
     dist.init_process_group("gloo")
     try:
         yield dist.group.WORLD
@@ -167,48 +147,67 @@ def _process_group() -> Iterator[ProcessGroup | None]:
 
 
 def _recovered(
-    source: Path | list[Path],
+    found: dict[int, Path],
     options: dict[str, Any],
+    every: int | None,
     file: Path | None,
     window: int,
     group: ProcessGroup | None,
 ) -> Recovery:
-    from ..gram import gram_of
+    """From the checkpoints, or from the file and those that it lacks, which is then written anew."""
+    from ..gram import CheckpointGram
+    from ..gram_pass import gram_of
+    from ..rates_by_name import rates_by_name
+    from ..recovery import checked
     from ..recovery import recover as recovered
     from ..trajectory import open_trajectory
 
-    if file is None or not file.exists():
-        trajectory = open_trajectory(source)
+    kept = CheckpointGram.load(file) if file is not None and file.exists() else None
+    steps = sorted({*found, *(kept.steps if kept else ())})
+    options = options | {
+        "at": [] if every is None else [t for t in range(steps[0] + 1, steps[-1] + 1) if t % every == 0]
+    }
+    if kept is not None:
+        gram = _extended(kept, found, window, group)
+    else:
+        trajectory = open_trajectory(list(found.values()), list(found))
         mine = trajectory.nbytes // (1 if group is None else group.size())
         with progress_of_bytes(mine) as advance:
             if file is None:
                 return recovered(
-                    list(trajectory.checkpoints),
-                    trajectory.steps,
-                    process_group=group,
-                    on_read=advance,
-                    **options,
+                    trajectory.checkpoints, trajectory.steps, process_group=group, on_read=advance, **options
                 )
+            # Wrong options are said before minutes of reading, as without a file.
+            limits = {name: value for name, value in options.items() if name not in ("lr", "weight_decay")}
+            grid, _, _ = checked(trajectory.steps, **limits)
+            rates_by_name(tuple(trajectory.tensors), options["lr"], options["weight_decay"], None, grid.steps)
             gram = gram_of(trajectory, process_group=group, on_read=advance)
-    else:
-        gram = _extended(file, source, window)
-    if group is None or group.rank() == 0:
+    if gram is not kept and (group is None or group.rank() == 0):
+        assert file is not None
         gram.save(file)
     return recovered(gram, **options)
 
 
-def _extended(file: Path, source: Path | list[Path], window: int) -> CheckpointGram:
-    """What the file has, and the checkpoints that came since."""
-    from ..gram import CheckpointGram
-    from ..trajectory import find_checkpoints, step_of
+def _extended(
+    gram: CheckpointGram, found: dict[int, Path], window: int, group: ProcessGroup | None
+) -> CheckpointGram:
+    """With the checkpoints that came since; the old ones that are still there must be the same."""
+    from ..gram_pass import extend_gram, require_unchanged
 
-    gram = CheckpointGram.load(file)
-    found = find_checkpoints(source) if isinstance(source, Path) else {step_of(p) or 0: p for p in source}
-    new = [step for step in found if step > gram.steps[-1]]
-    if not new:
-        return gram
-    again = [step for step in gram.steps if step in found][-window:]
-    return gram.extended([found[step] for step in new], new, reread={step: found[step] for step in again})
+    last = gram.steps[-1]
+    if strange := [step for step in found if step < last and step not in gram.steps]:
+        raise ValueError(
+            f"there is a checkpoint of step {strange[0]} that the kept Gram matrices lack, and they go on to "
+            f"step {last}; delete their file, and all are read"
+        )
+    again = {step: found[step] for step in [step for step in gram.steps if step in found][-window:]}
+    new = [step for step in found if step > last]
+    if new:
+        return extend_gram(gram, [found[step] for step in new], new, reread=again, process_group=group)
+    if again:
+        newest = max(again)
+        require_unchanged(gram, {newest: again[newest]})
+    return gram
 
 
 def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]) -> None:
@@ -224,8 +223,10 @@ def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]
         typer.echo(f"left out {first_few([f'{name} ({why})' for name, why in recovery.left_out.items()])}")
     written = [records_path]
     if every is not None:
+        import pyarrow.parquet as pq
+
         written.append(out / "steps.parquet")
-        _write_steps(recovery, written[-1], every)
+        pq.write_table(recovery.to_arrow(), written[-1])
     try:
         from ..pictures import draw_forces
     except ImportError as error:
@@ -234,11 +235,3 @@ def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]
         written.append(out / "forces.png")
         draw_forces(records, written[-1])
     typer.echo(f"written: {', '.join(shown(str(path)) for path in written)}")
-
-
-def _write_steps(recovery: Recovery, path: Path, every: int) -> None:
-    import pyarrow.parquet as pq
-
-    pq.write_table(
-        recovery.to_arrow(steps=[step for step in recovery.step.tolist() if step % every == 0]), path
-    )

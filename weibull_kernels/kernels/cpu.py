@@ -87,14 +87,25 @@ def gram(columns: Sequence[Tensor], *, instruction_set: str | None = None) -> Te
 
     The order of the additions depends neither on K nor on the width of a register.
     """
+    cells, count = _states(columns)
+    matrix = _cpu.gram(cells, count, instruction_set=instruction_set or _cpu.instruction_sets()[0])
+    return torch.from_numpy(matrix)
+
+
+def moves(columns: Sequence[Tensor], *, instruction_set: str | None = None) -> Tensor:
+    """The table of `reference.moves` in one pass, on the calling thread alone like `gram`."""
+    cells, count = _states(columns)
+    table = _cpu.moves(cells, count, instruction_set=instruction_set or _cpu.instruction_sets()[0])
+    return torch.from_numpy(table)
+
+
+def _states(columns: Sequence[Tensor]) -> tuple[NDArray[np.int64], int]:
+    """Addresses and dtypes [K, 2] of a tensor's states, and their length."""
     count = columns[0].numel()
     if not all(column.numel() == count and column.is_contiguous() for column in columns):
-        raise ValueError("the columns of a Gram matrix must be contiguous and of one length")
+        raise ValueError("the states of a tensor must be contiguous and of one length")
     cells = [(column.data_ptr(), _DTYPES[column.dtype]) for column in columns]
-    matrix = _cpu.gram(
-        np.array(cells, dtype=np.int64), count, instruction_set=instruction_set or _cpu.instruction_sets()[0]
-    )
-    return torch.from_numpy(matrix)
+    return np.array(cells, dtype=np.int64), count
 
 
 # Columns of the table of tensors to step, as in csrc/bindings.cpp.

@@ -6,7 +6,7 @@ Every other backend is tested against this one. It runs on any device that has f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from .interface import BIN_BITS, BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensor
 
 DEVICES = ("any device with float64",)
 
-_GRAM_BLOCK = 2**16
-"""Entries that a Gram matrix takes at a time, so that K columns of them in float64 stay small."""
+_STATES_BLOCK = 2**16
+"""Entries that `gram` and `moves` take at a time, so that K columns of them in float64 stay small."""
 
 
 def unavailable() -> str | None:
@@ -143,12 +143,26 @@ def gram(columns: Sequence[Tensor]) -> Tensor:
     rᵢ = wᵢ − wᵢ₋₁, in float64. The matrix is exactly symmetric and on the device of the columns.
     """
     total = torch.zeros(len(columns), len(columns), dtype=torch.float64, device=columns[0].device)
-    for blocks in zip(*(torch.split(column.detach(), _GRAM_BLOCK) for column in columns), strict=True):
-        states = torch.stack([block.double() for block in blocks])  # [K, entries]
+    for states in _states(columns):
         basis = states.diff(dim=0, prepend=torch.zeros_like(states[:1]))
         total += basis @ basis.T
     lower = total.tril()
     return lower + lower.tril(-1).T
+
+
+def moves(columns: Sequence[Tensor]) -> Tensor:
+    """Rows (‖wᵢ‖², ‖wᵢ − wᵢ₋₁‖²), float64 [K, 2], of the columns of `gram`; ‖w₀ − w₋₁‖² is 0."""
+    total = torch.zeros(len(columns), 2, dtype=torch.float64, device=columns[0].device)
+    for states in _states(columns):
+        total[:, 0] += states.square().sum(1)
+        total[1:, 1] += states.diff(dim=0).square().sum(1)
+    return total
+
+
+def _states(columns: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Blocks [K, entries] of columns of one length, in float64."""
+    for blocks in zip(*(torch.split(column.detach(), _STATES_BLOCK) for column in columns), strict=True):
+        yield torch.stack([block.double() for block in blocks])
 
 
 def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
