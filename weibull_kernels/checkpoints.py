@@ -62,6 +62,33 @@ class CheckpointError(ValueError):
     """A file that is no checkpoint, is cut off, or says of itself what is not so; names the file."""
 
 
+class Memory:
+    """Bytes that one read after another may go to; to look at them is worked out once for each size."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8)
+        self._views: dict[tuple[torch.dtype, int], tuple[Tensor, memoryview]] = {}
+
+    def entries(self, dtype: torch.dtype, count: int) -> tuple[Tensor, memoryview]:
+        """The first `count` entries, flat, and their bytes."""
+        found = self._views.get((dtype, count))
+        if found is None:
+            found = self._views[dtype, count] = _entries(self._bytes, dtype, count)
+        return found
+
+
+def _entries(memory: Tensor, dtype: torch.dtype, count: int) -> tuple[Tensor, memoryview]:
+    nbytes = count * dtype.itemsize
+    if len(memory) < nbytes:
+        raise ValueError(f"out has {len(memory):,} bytes, {count:,} entries need {nbytes:,}")
+    piece = memory[:nbytes]
+    return piece.view(dtype), memoryview(piece.numpy().data)
+
+
+Out = Tensor | Memory | None
+"""Where the bytes of a read may go: uint8, memory for many reads, or new memory."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
     """A tensor of a checkpoint: what is known of it without reading it, and how to read it.
@@ -77,7 +104,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
-    _read: Callable[[int, int, Tensor | None], Tensor] = field(repr=False)
+    _read: Callable[[int, int, Out], Tensor] = field(repr=False)
 
     @property
     def numel(self) -> int:
@@ -89,7 +116,7 @@ class StoredTensor:
         """Of all entries."""
         return self.numel * self.dtype.itemsize
 
-    def read(self, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
+    def read(self, start: int = 0, stop: int | None = None, *, out: Out = None) -> Tensor:
         """Entries `start` to `stop` (the end) in row-major order, as a flat tensor on the CPU.
 
         The order is that of the indices, whatever the strides with which a pickle has the tensor, so
@@ -99,8 +126,8 @@ class StoredTensor:
         Args:
             start: the first entry, as of a slice of the flattened tensor.
             stop: the one after the last.
-            out: uint8, where the bytes may go instead of into new memory. Its start must be
-                aligned to the dtype. What comes from a mapped file does not need it.
+            out: uint8, or `Memory`, where the bytes may go instead of into new memory. Its start
+                must be aligned to the dtype. What comes from a mapped file does not need it.
 
         Raises:
             CheckpointError: the file has become shorter since it was opened.
@@ -403,22 +430,23 @@ def close_files() -> None:
     _opened.cache_clear()
 
 
-def _at(file: _File, begin: int, dtype: torch.dtype) -> Callable[[int, int, Tensor | None], Tensor]:
+def _at(file: _File, begin: int, dtype: torch.dtype) -> Callable[[int, int, Out], Tensor]:
     """Reads entries of the flat tensor that begins at a byte of a file."""
 
-    def read(start: int, stop: int, out: Tensor | None) -> Tensor:
-        count = (stop - start) * dtype.itemsize
-        if out is not None and len(out) < count:
-            raise ValueError(f"out has {len(out):,} bytes, the entries {start} to {stop} need {count:,}")
-        memory = torch.empty(count, dtype=torch.uint8) if out is None else out[:count]
-        view, filled = memoryview(memory.numpy().data), 0
-        descriptor = _opened(file)
-        while filled < count:  # a read gives at most 2 GiB
-            got = os.preadv(descriptor.number, [view[filled:]], begin + start * dtype.itemsize + filled)
+    def read(start: int, stop: int, out: Out) -> Tensor:
+        count = stop - start
+        if isinstance(out, Memory):
+            entries, view = out.entries(dtype, count)
+        else:
+            out = torch.empty(count * dtype.itemsize, dtype=torch.uint8) if out is None else out
+            entries, view = _entries(out, dtype, count)
+        descriptor, position = _opened(file), begin + start * dtype.itemsize
+        while view:  # a read gives at most 2 GiB
+            got = os.preadv(descriptor.number, (view,), position)
             if not got:
                 raise CheckpointError(f"{file.path} has become shorter while it was read")
-            filled += got
-        return memory.view(dtype)
+            view, position = view[got:], position + got
+        return entries
 
     return read
 
@@ -447,7 +475,7 @@ def _of_tensors(path: Path, named: Mapping[str, Tensor], left_out: Mapping[str, 
     """Tensors that are in memory, or mapped into it; each memory once."""
     again = tied(named)
 
-    def reader(tensor: Tensor) -> Callable[[int, int, Tensor | None], Tensor]:
+    def reader(tensor: Tensor) -> Callable[[int, int, Out], Tensor]:
         return lambda start, stop, out: _stretch(tensor.detach(), start, stop)
 
     tensors = {

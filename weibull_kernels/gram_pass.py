@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .checkpoints import PathLike, close_files
+from .checkpoints import Memory, PathLike, close_files
 from .dispatch import find_kernel
 from .gram import CheckpointGram, Floats
 from .optimizer_states import OptimizerState, require_steps, stored_update_sq
@@ -23,8 +22,9 @@ from .trajectory import CheckpointSource, Trajectory, open_trajectory, require_a
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_HELD = 1 << 23  # bytes of a block, of all checkpoints together, at eight bytes an entry
+_HELD = 1 << 25  # bytes of a block, of all checkpoints together, at eight bytes an entry
 _ALIGNED, _LEAST = 1 << 12, 1 << 14  # entries that a block is a multiple of, and has at least
+_BLOCKS = 8  # that a thread takes at a time: to hand one over costs as much as to read it
 _SAME = 1e-9  # relative: norms of a checkpoint that was read twice
 
 PRODUCTS = ("all", "neighbours")
@@ -46,7 +46,7 @@ def checkpoint_gram(
 
         Gᵢⱼ = ⟨wᵢ,wⱼ⟩,   summed from the products of r₀ = w₀ and rᵢ = wᵢ − wᵢ₋₁
 
-    By as many threads as torch is set to, each of which holds a block of all checkpoints, 8 MB or
+    By as many threads as torch is set to, each of which holds a block of all checkpoints, 32 MB or
     16,384 entries of each; the result is the same to the bit for any number of them. (A `.pt` is
     mapped into memory by torch: its pages count as this program's until the system wants them back.)
 
@@ -293,29 +293,32 @@ def _sums(
     length = max(_LEAST, _HELD // (8 * count * _ALIGNED) * _ALIGNED)
     threads = torch.get_num_threads()
     totals = [np.zeros((count, count if operation == "gram" else 2)) for _ in of_rows]
-    buffers: SimpleQueue[Tensor] = SimpleQueue()
+    buffers: SimpleQueue[list[Memory]] = SimpleQueue()
     for _ in range(threads):
-        buffers.put(torch.empty((count, 8 * length), dtype=torch.uint8))
+        buffers.put([Memory(8 * length) for _ in range(count)])
 
-    def of_block(place: int, start: int) -> tuple[int, Floats, int]:
+    def of_blocks(place: int, first: int) -> tuple[int, Floats, int]:
+        total, nbytes = np.zeros_like(totals[place]), 0
         with _borrowed(buffers) as buffer:
-            columns = [
-                stored.read(start, start + length, out=out)
-                for stored, out in zip(of_rows[place], buffer, strict=True)
-            ]
-            device = columns[0].device
-            columns = [column.to(device) for column in columns]
-            found = find_kernel(operation, backend, device)(columns).cpu().numpy()
-            return place, found, sum(column.nbytes for column in columns)
+            for start in range(first, min(first + _BLOCKS * length, of_rows[place][0].numel), length):
+                columns = [
+                    stored.read(start, start + length, out=out)
+                    for stored, out in zip(of_rows[place], buffer, strict=True)
+                ]
+                device = columns[0].device
+                columns = [column if column.device == device else column.to(device) for column in columns]
+                total += find_kernel(operation, backend, device)(columns).cpu().numpy()
+                nbytes += sum(column.nbytes for column in columns)
+        return place, total, nbytes
 
     blocks = (
-        (place, start)
+        (place, first)
         for place, of_name in enumerate(of_rows)
-        for start in range(0, of_name[0].numel, length)
+        for first in range(0, of_name[0].numel, _BLOCKS * length)
     )
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for place, block, nbytes in _in_order(pool, of_block, blocks, ahead=2 * threads):
+            for place, block, nbytes in _in_order(pool, of_blocks, blocks, ahead=2 * threads):
                 totals[place] += block
                 on_read(nbytes)
     finally:
@@ -324,7 +327,7 @@ def _sums(
 
 
 @contextmanager
-def _borrowed(buffers: SimpleQueue[Tensor]) -> Iterator[Tensor]:
+def _borrowed(buffers: SimpleQueue[list[Memory]]) -> Iterator[list[Memory]]:
     buffer = buffers.get()
     try:
         yield buffer

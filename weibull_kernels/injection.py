@@ -184,9 +184,8 @@ def given(update_rms: float, shape: tuple[int, ...]) -> UpdateEstimate:
 
 
 def along(update_sq: Floats, knots: NDArray[np.int64], steps: NDArray[np.int64]) -> Floats:
-    """û_rms² of one tensor at single steps, [I] to [T]: its logarithm is straight between the
-    middles of the intervals.
-    """
+    """û_rms² at single steps, [P, I] to [P, T]: its logarithm is straight between the intervals' middles."""
     middles = (knots[:-1] + knots[1:] + 1) / 2
-    found: Floats = np.exp(np.interp(steps, middles, np.log(update_sq)))
+    log = np.log(update_sq)
+    found: Floats = np.exp(np.stack([np.interp(steps, middles, of_tensor) for of_tensor in log]))
     return found

@@ -66,7 +66,7 @@ class Grid:
 
 
 def norm_paths(grid: Grid, positions: Floats, norm_sq: Floats, bc_type: str) -> tuple[Floats, Floats]:
-    """‖w‖² at every step from its values at the checkpoints, [K] to [T + 1], in two ways.
+    """‖w‖² at every step from its values at the checkpoints, [P, K] to [P, T + 1], in two ways.
 
     A cubic spline, and the monotone cubic of Fritsch and Butland; how far they are apart tells how
     well the path between the checkpoints is known.
@@ -75,11 +75,12 @@ def norm_paths(grid: Grid, positions: Floats, norm_sq: Floats, bc_type: str) -> 
 
     places = positions[grid.bounds]
     kept = _distinct(places)
-    spline = CubicSpline(places[kept], norm_sq[kept], bc_type=bc_type)
-    monotone = PchipInterpolator(places[kept], norm_sq[kept])
-    path, other = spline(positions), monotone(positions)
+    spline = CubicSpline(places[kept], norm_sq[:, kept], axis=1, bc_type=bc_type)(positions)
+    monotone = PchipInterpolator(places[kept], norm_sq[:, kept], axis=1)(positions)
     # From nearly nothing, as of weights that begin at zero, a spline may go below it.
-    return (path if (path > 0).all() or (norm_sq == 0).all() else other), other
+    below = (spline < 0).any(axis=1)
+    spline[below] = monotone[below]
+    return spline, monotone
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ METHODS = ("corrected", "spline", "midpoint", "two_point")
 FEWEST = {"corrected": 4, "spline": 4, "midpoint": 2, "two_point": 2}
 """Checkpoints that a method needs."""
 
+_TOGETHER = 1 << 20  # steps of all tensors that are worked out together
+
 _PLACES = {"midpoint": (0.5, 0.5), "two_point": (1.0, 0.0)}
 
 
@@ -48,28 +51,27 @@ class Collected:
         """η and ω of some tensors."""
         self.lr[rows], self.weight_decay[rows] = its.lr[self.chosen], its.weight_decay
 
-    def put(self, row: int, stretch: slice, forces: ForceBudget) -> None:
-        """The forces of one tensor at a stretch of all steps."""
+    def put(self, rows: Sequence[int], stretch: slice, forces: ForceBudget) -> None:
+        """The forces of some tensors at a stretch of all steps, [p, t]."""
         low, high = np.searchsorted(self.chosen, (stretch.start, stretch.stop))
         picked = self.chosen[low:high] - stretch.start
         first, last = self.grid.interval[[stretch.start, stretch.stop - 1]]
         edges = np.maximum(self.grid.bounds[first : last + 1], stretch.start) - stretch.start
         for name in FORCES:
             column = getattr(forces, name)
-            self.of_steps[name][row, low:high] = column[picked]
-            self.of_intervals[name][row, first : last + 1] += np.add.reduceat(column, edges)
-        self.of_steps["norm_sq"][row, low:high] = forces.norm_sq[picked]
-        begun = (self.grid.bounds[:-1] >= stretch.start) & (self.grid.bounds[:-1] < stretch.stop)
-        self.of_intervals["norm_sq"][row, begun] = forces.norm_sq[
-            self.grid.bounds[:-1][begun] - stretch.start
-        ]
+            self.of_steps[name][rows, low:high] = column[:, picked]
+            self.of_intervals[name][rows, first : last + 1] += np.add.reduceat(column, edges, axis=1)
+        self.of_steps["norm_sq"][rows, low:high] = forces.norm_sq[:, picked]
+        begun = np.flatnonzero((self.grid.bounds >= stretch.start) & (self.grid.bounds < stretch.stop))
+        places = self.grid.bounds[begun] - stretch.start
+        self.of_intervals["norm_sq"][np.ix_(np.asarray(rows), begun)] = forces.norm_sq[:, places]
 
-    def describe(self, row: int, **columns: Any) -> None:
-        """What is known of the intervals of one tensor, [I] each."""
+    def describe(self, rows: Sequence[int], **columns: NDArray[Any]) -> None:
+        """What is known of the intervals of some tensors, [p, I] each."""
         for name, column in columns.items():
             if name not in self.known:
-                self.known[name] = np.zeros((len(self.weight_decay), len(column)), column.dtype)
-            self.known[name][row] = column
+                self.known[name] = np.zeros(self.of_intervals["norm_sq"].shape, column.dtype)
+            self.known[name][rows] = column
 
     def compare(self, row: int, interval: int, forces: list[ForceBudget]) -> None:
         """The forces of the stretches of an interval by a shorter window, beside those that were put."""
@@ -119,26 +121,29 @@ def correct(
     """The path of ‖w‖² and an estimate of the injection; the alignment is what they leave."""
     grid, eta, lost = collected.grid, its.lr, its.lost
     positions = grid.positions(variable, eta)
-    for place, row in enumerate(rows):
-        path, other = norm_paths(grid, positions, norm_sq[place], bc_type)
-        before = path[:-1]
-        update_sq = estimates.along(estimate.update_sq[place], grid.knots, grid.steps)
-        injection = eta**2 * numel[place] * update_sq
+    together = max(1, _TOGETHER // len(eta))
+    for start in range(0, len(rows), together):
+        some = slice(start, start + together)
+        path, other = norm_paths(grid, positions, norm_sq[some], bc_type)
+        before = path[:, :-1]
+        update_sq = estimates.along(estimate.update_sq[some], grid.knots, grid.steps)
+        injection = eta**2 * numel[some, None] * update_sq
         decay = -2 * lost * before
         # Of Δ‖w‖² = alignment + injection + decay + coupling, the last of which has the alignment in it.
         alignment = (np.diff(path) - injection - decay - lost**2 * before) / (1 - lost)
         coupling = lost * (lost * before - alignment)
-        collected.put(row, slice(0, len(eta)), ForceBudget(alignment, injection, decay, coupling, before))
-        of_injection = estimate.error[place] * grid.summed(injection)
-        of_decay = abs(grid.summed(2 * lost * (other[:-1] - before)))
+        forces = ForceBudget(alignment, injection, decay, coupling, before)
+        collected.put(rows[some], slice(0, len(eta)), forces)
+        of_injection = estimate.error[some] * grid.summed(injection)
+        of_decay = abs(grid.summed(2 * lost * (other[:, :-1] - before)))
         collected.describe(
-            row,
+            rows[some],
             injection_error=of_injection,
             decay_error=of_decay,
             alignment_error=np.hypot(of_injection, of_decay),
-            update_rms=np.sqrt(estimate.update_sq[place]),
-            update_rms_error=estimate.error[place] / 2,
-            injection_source=estimate.source[place],
+            update_rms=np.sqrt(estimate.update_sq[some]),
+            update_rms_error=estimate.error[some] / 2,
+            injection_source=estimate.source[some],
         )
 
 
@@ -159,7 +164,7 @@ def displace(
             for row, products in zip(
                 rows, gram.products[:, first : first + 2, first : first + 2], strict=True
             ):
-                collected.put(row, path.stretch, _path_forces(products, path, its))
+                collected.put([row], path.stretch, _path_forces(products, path, its))
         return
     positions = grid.positions(variable, its.lr)
     known = np.asarray(~np.isnan(gram.products).any(axis=0))
@@ -171,7 +176,7 @@ def displace(
             )
         for path in spline_paths(grid, positions, bc_type, window, intervals):
             for row, products in zip(rows, gram.products[:, window, window], strict=True):
-                collected.put(row, path.stretch, _path_forces(products, path, its))
+                collected.put([row], path.stretch, _path_forces(products, path, its))
         if window != slice(0, len(known)):
             for interval in range(intervals.start, intervals.stop):
                 shorter = shortened(window, interval, len(known))
@@ -181,19 +186,19 @@ def displace(
 
 
 def _path_forces(products: Floats, path: Path, its: Rates) -> ForceBudget:
-    """The forces [t] of the update that moves the weights on their path.
+    """The forces [1, t] of the update that moves the weights of a tensor on their path.
 
     With way = −ηu − ηω·w: alignment = 2⟨w,way⟩ + 2ηω‖w‖², injection = ‖way + ηω·w‖².
     """
     lost = its.lost[path.stretch]
     at, along = path.place @ products, path.way @ products
-    pairs = ((at, path.place), (at, path.way), (along, path.way))
-    norm_sq, both, way_sq = (np.einsum("tk,tk->t", left, right) for left, right in pairs)
+    pairs = ((at, path.place), (at, path.way), (along, path.way), (path.before @ products, path.before))
+    norm_sq, both, way_sq, before = (np.einsum("tk,tk->t", left, right)[None] for left, right in pairs)
     alignment = 2 * (both + lost * norm_sq)
     return ForceBudget(
         alignment=alignment,
         injection=way_sq + 2 * lost * both + lost**2 * norm_sq,
         decay=-2 * lost * norm_sq,
         coupling=lost * (lost * norm_sq - alignment),
-        norm_sq=np.einsum("tk,tk->t", path.before @ products, path.before),
+        norm_sq=before,
     )
