@@ -1,6 +1,6 @@
 """Measures c(h), the part of the updates' diffusion that is left after h steps: `injection.surviving_part`.
 
-On runs of seeds under 10, none of which the accuracy of the recovery is judged by.
+On runs of seeds under 20, none of which the accuracy of the recovery is judged by.
 """
 
 from dataclasses import replace

@@ -22,9 +22,9 @@ from .trajectory import CheckpointSource, Trajectory, open_trajectory, require_a
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_HELD = 1 << 25  # bytes of a block, of all checkpoints together, at eight bytes an entry
+_HELD = 1 << 24  # bytes of a block, of all checkpoints together, at eight bytes an entry
 _ALIGNED, _LEAST = 1 << 12, 1 << 14  # entries that a block is a multiple of, and has at least
-_BLOCKS = 8  # that a thread takes at a time: to hand one over costs as much as to read it
+_BLOCKS = 16  # that a thread takes at a time: to hand one over costs as much as to read it
 _SAME = 1e-9  # relative: norms of a checkpoint that was read twice
 
 PRODUCTS = ("all", "neighbours")
@@ -46,7 +46,7 @@ def checkpoint_gram(
 
         Gᵢⱼ = ⟨wᵢ,wⱼ⟩,   summed from the products of r₀ = w₀ and rᵢ = wᵢ − wᵢ₋₁
 
-    By as many threads as torch is set to, each of which holds a block of all checkpoints, 32 MB or
+    By as many threads as torch is set to, each of which holds a block of all checkpoints, 16 MB or
     16,384 entries of each; the result is the same to the bit for any number of them. (A `.pt` is
     mapped into memory by torch: its pages count as this program's until the system wants them back.)
 

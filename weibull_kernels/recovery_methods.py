@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from . import injection as estimates
@@ -31,7 +33,7 @@ METHODS = ("corrected", "spline", "midpoint", "two_point")
 FEWEST = {"corrected": 4, "spline": 4, "midpoint": 2, "two_point": 2}
 """Checkpoints that a method needs."""
 
-_TOGETHER = 1 << 20  # steps of all tensors that are worked out together
+_TOGETHER = 1 << 18  # steps of all tensors that are worked out together
 
 _PLACES = {"midpoint": (0.5, 0.5), "two_point": (1.0, 0.0)}
 
@@ -69,9 +71,8 @@ class Collected:
     def describe(self, rows: Sequence[int], **columns: NDArray[Any]) -> None:
         """What is known of the intervals of some tensors, [p, I] each."""
         for name, column in columns.items():
-            if name not in self.known:
-                self.known[name] = np.zeros(self.of_intervals["norm_sq"].shape, column.dtype)
-            self.known[name][rows] = column
+            empty = np.zeros(self.of_intervals["norm_sq"].shape, column.dtype)
+            self.known.setdefault(name, empty)[rows] = column
 
     def compare(self, row: int, interval: int, forces: list[ForceBudget]) -> None:
         """The forces of the stretches of an interval by a shorter window, beside those that were put."""
@@ -122,7 +123,8 @@ def correct(
     grid, eta, lost = collected.grid, its.lr, its.lost
     positions = grid.positions(variable, eta)
     together = max(1, _TOGETHER // len(eta))
-    for start in range(0, len(rows), together):
+
+    def correct_some(start: int) -> None:
         some = slice(start, start + together)
         path, other = norm_paths(grid, positions, norm_sq[some], bc_type)
         before = path[:, :-1]
@@ -145,6 +147,10 @@ def correct(
             update_rms_error=estimate.error[some] / 2,
             injection_source=estimate.source[some],
         )
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(correct_some, range(0, len(rows), together)):
+            pass
 
 
 def displace(
