@@ -23,7 +23,8 @@ from torch import Tensor
 from training import BETA1, Settings, train
 
 import weibull_kernels as wk
-from weibull_kernels.gram import CheckpointGram, checkpoint_gram
+from weibull_kernels.gram import CheckpointGram
+from weibull_kernels.gram_pass import checkpoint_gram
 from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
 from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.recovery_methods import METHODS

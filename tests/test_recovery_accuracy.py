@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import recovery_accuracy as experiment
+import recovery_calibration as calibration
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
@@ -67,3 +68,16 @@ def test_the_mean_of_twenty_steps():
     assert mean[50] == pytest.approx(values[40:60].mean())
     assert mean[0] == pytest.approx(values[:10].mean())
     assert mean[99] == pytest.approx(values[89:].mean())
+
+
+def test_the_calibration_leaves_its_table(tmp_path):
+    arguments = ["--steps=120", "--runs=1", "--width=32", f"--out={tmp_path}", f"--results={tmp_path}"]
+    result = CliRunner().invoke(calibration.app, arguments)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "recovery-calibration.md").read_text()
+    rows = [
+        line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()
+    ]
+    assert [int(row[0]) for row in rows] == list(calibration.LENGTHS)
+    five = [float(cell) for cell in rows[0][1:] if "–" not in cell]
+    assert all(0.5 < part < 1.2 for part in five[::2])

@@ -213,6 +213,8 @@ class CheckpointGram(Columns):
         described = json.loads(metadata[_KEY])
         if described["format"] != _FORMAT:
             raise ValueError(f"{path} is of format {described['format']}, this version reads {_FORMAT}")
+        if missing := [column for column in _PER_TENSOR if column not in table.column_names]:
+            raise ValueError(f"{path} lacks the columns {missing}; make it anew with checkpoint_gram")
         count = len(described["steps"])
         shapes = dict.fromkeys(_PER_TENSOR, (-1, count)) | {"products": (-1, count, count)}
         numbers = {
