@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from .budget import Array
 
-Schedule: TypeAlias = float | Callable[..., Any] | Mapping[int, float] | tuple[Array, Array] | str
+Schedule: TypeAlias = (
+    float | Callable[..., Any] | Mapping[int, float] | tuple[Array, Array] | str | os.PathLike[str]
+)
 """A number, a function of the step, a table, the path of one, or a description; see `rates`."""
 
 
@@ -58,8 +61,8 @@ def rates(lr: Schedule, steps: np.ndarray) -> np.ndarray:
     steps = np.asarray(steps)
     if not (np.isfinite(steps) & (steps >= 1) & (steps == np.floor(steps))).all():
         raise ValueError(f"steps must be whole numbers from 1, got {steps.ravel().tolist()[:8]}")
-    if isinstance(lr, str):
-        found = _from_text(lr, steps)
+    if isinstance(lr, (str, os.PathLike)):
+        found = _from_text(os.fspath(lr), steps)
     elif isinstance(lr, Mapping):
         rows, values = _numbers("lr", lr.keys()), _numbers("lr", lr.values())
         order = np.argsort(rows)

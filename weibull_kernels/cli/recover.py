@@ -106,7 +106,7 @@ def _weight_decay(given: list[str]) -> dict[str, float]:
     for one in given:
         pattern, equals, number = one.rpartition("=")
         try:
-            (named if equals else rest)[pattern or "*"] = float(number)
+            (named if equals and pattern != "*" else rest)[pattern or "*"] = float(number)
         except ValueError:
             raise typer.BadParameter(
                 f"expected a number or PATTERN=number, got {one!r}", param_hint="--weight-decay"
