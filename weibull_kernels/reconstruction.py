@@ -234,34 +234,12 @@ def _between(step: np.ndarray, change: np.ndarray, rule: str) -> np.ndarray:
     weight_before, weight_after = (h, 0) if rule == "euler" else ((h - 1) / 2, (h + 1) / 2)
     sums: np.ndarray = weight_before * before + weight_after * after
     if rule == "cubic":
-        slope = _slopes(h, np.diff(change, axis=0) / h)
+        from scipy.interpolate import PchipInterpolator
+
+        with np.errstate(over="ignore"):  # of the quotient of subnormal slopes, which are then 0
+            slope = PchipInterpolator(step, change, axis=0).derivative()(step)
         sums += (h**2 - 1) / 12 * (slope[:-1] - slope[1:])
     return sums
-
-
-def _slopes(h: np.ndarray, secant: np.ndarray) -> np.ndarray:
-    """Slopes [T, …] of the monotone cubic of Fritsch and Butland (PCHIP) from its secants [T−1, …]."""
-    if len(h) == 1:
-        return np.concatenate((secant, secant))
-    left, right = secant[:-1], secant[1:]
-    weight_left, weight_right = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    monotone = np.sign(left) * np.sign(right) > 0  # the product itself may underflow
-    # Scaled by the larger of the two, so that no product leaves the range of doubles.
-    largest = np.where(monotone, np.maximum(abs(left), abs(right)), 1.0)
-    a, b = (np.where(monotone, abs(part) / largest, 1.0) for part in (left, right))
-    harmonic = (weight_left + weight_right) * a * b / (weight_left * b + weight_right * a)
-    inner = np.where(monotone, np.sign(left) * largest * harmonic, 0.0)
-    first = _end_slope(h[0], h[1], secant[0], secant[1])
-    last = _end_slope(h[-1], h[-2], secant[-1], secant[-2])
-    return np.concatenate((first[None], inner, last[None]))
-
-
-def _end_slope(h: np.ndarray, h_next: np.ndarray, secant: np.ndarray, secant_next: np.ndarray) -> np.ndarray:
-    """That of the parabola through three records, kept from changing the direction."""
-    slope = ((2 * h + h_next) * secant - h * secant_next) / (h + h_next)
-    slope = np.where(np.sign(slope) != np.sign(secant), 0.0, slope)
-    turns = (np.sign(secant) != np.sign(secant_next)) & (abs(slope) > 3 * abs(secant))
-    return np.where(turns, 3 * secant, slope)
 
 
 def _host(value: Array) -> np.ndarray:
