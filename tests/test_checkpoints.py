@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weibull_kernels.checkpoints import CheckpointError, open_checkpoint
+from weibull_kernels.checkpoints import open_checkpoint
+from weibull_kernels.stored_tensors import CheckpointError
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import weibull_kernels as wk
 from weibull_kernels import gram_pass
-from weibull_kernels.checkpoints import CheckpointError
+from weibull_kernels.stored_tensors import CheckpointError
 from weibull_kernels.trajectory import open_trajectory
 
 STEPS = [0, 10, 20, 30, 50]

@@ -9,8 +9,8 @@ import torch
 
 import weibull_kernels as wk
 from weibull_kernels import optimizer_states
-from weibull_kernels.checkpoints import CheckpointError
 from weibull_kernels.optimizer_states import require_steps, stored_update_sq
+from weibull_kernels.stored_tensors import CheckpointError
 from weibull_kernels.trajectory import open_trajectory
 
 STEPS = range(0, 50, 10)

@@ -22,9 +22,10 @@ from test_checkpoints import sharded
 
 import weibull_kernels as wk
 from weibull_kernels import statistics
-from weibull_kernels.checkpoints import CheckpointError, open_checkpoint
+from weibull_kernels.checkpoints import open_checkpoint
 from weibull_kernels.kernels.interface import BINS, Sums
 from weibull_kernels.statistics import WeightStatistics, matching_rows, stored_statistics, weight_statistics
+from weibull_kernels.stored_tensors import CheckpointError
 
 COLUMNS = (
     "numel",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weibull_kernels.checkpoints import CheckpointError
+from weibull_kernels.stored_tensors import CheckpointError
 from weibull_kernels.trajectory import find_checkpoints, open_trajectory, step_of
 
 

@@ -1,46 +1,25 @@
-"""Checkpoints as they lie on disk: which tensors there are, and any stretch of one at a time."""
+"""Checkpoints as they lie on disk: files, folders of shards, indices and pickles."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .tensors import require_plain
-
-PathLike = str | os.PathLike[str]
-
-# The format's names for dtypes. Those of less than a byte, which torch has no such tensors of, are refused.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}
+from .safetensors_files import stored_in
+from .stored_tensors import (
+    Checkpoint,
+    CheckpointError,
+    PathLike,
+    StoredTensor,
+    checkpoint_of,
+    require_dense,
+)
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -49,126 +28,11 @@ SUFFIXES = (".safetensors", *_PICKLES)
 
 _KINDS = f"*.safetensors, *.index.json or {', '.join('*' + suffix for suffix in _PICKLES)}"
 
-_LONGEST_HEADER = 100_000_000  # the format's own limit
-
 # What a folder calls the pickle of its model.
 _MODEL_PICKLES = ("pytorch_model.bin", "model.pt", "model.pth")
 
 # Where training scripts put the model, beside the optimizer and what else they save.
 _MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, is cut off, or says of itself what is not so; names the file."""
-
-
-class Memory:
-    """Bytes that one read after another may go to; to look at them is worked out once for each size."""
-
-    def __init__(self, nbytes: int) -> None:
-        self._bytes = torch.empty(nbytes, dtype=torch.uint8)
-        self._views: dict[tuple[torch.dtype, int], tuple[Tensor, memoryview]] = {}
-
-    def entries(self, dtype: torch.dtype, count: int) -> tuple[Tensor, memoryview]:
-        """The first `count` entries, flat, and their bytes."""
-        found = self._views.get((dtype, count))
-        if found is None:
-            found = self._views[dtype, count] = _entries(self._bytes, dtype, count)
-        return found
-
-
-def _entries(memory: Tensor, dtype: torch.dtype, count: int) -> tuple[Tensor, memoryview]:
-    nbytes = count * dtype.itemsize
-    if len(memory) < nbytes:
-        raise ValueError(f"out has {len(memory):,} bytes, {count:,} entries need {nbytes:,}")
-    piece = memory[:nbytes]
-    return piece.view(dtype), memoryview(piece.numpy().data)
-
-
-Out = Tensor | Memory | None
-"""Where the bytes of a read may go: uint8, memory for many reads, or new memory."""
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor of a checkpoint: what is known of it without reading it, and how to read it.
-
-    Attributes:
-        name: under which it was saved.
-        shape: of the tensor.
-        dtype: as stored; it is read as it is.
-        file: that holds it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
-    _read: Callable[[int, int, Out], Tensor] = field(repr=False)
-
-    @property
-    def numel(self) -> int:
-        """How many entries it has."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all entries."""
-        return self.numel * self.dtype.itemsize
-
-    def read(self, start: int = 0, stop: int | None = None, *, out: Out = None) -> Tensor:
-        """Entries `start` to `stop` (the end) in row-major order, as a flat tensor on the CPU.
-
-        The order is that of the indices, whatever the strides with which a pickle has the tensor, so
-        that the same stretch of two checkpoints is of the same entries. Where the strides are others,
-        the stretch is copied; the rest is not.
-
-        Args:
-            start: the first entry, as of a slice of the flattened tensor.
-            stop: the one after the last.
-            out: uint8, or `Memory`, where the bytes may go instead of into new memory. Its start
-                must be aligned to the dtype. What comes from a mapped file does not need it.
-
-        Raises:
-            CheckpointError: the file has become shorter since it was opened.
-            ValueError: `out` is too small.
-        """
-        start, stop, _ = slice(start, stop).indices(self.numel)
-        return self._read(start, max(start, stop), out)
-
-    def load(self) -> Tensor:
-        """The whole tensor in its shape, on the CPU."""
-        return self.read().view(self.shape)
-
-    def pieces(self, size: int) -> Iterator[Tensor]:
-        """The entries in order, flat, in pieces of at most `size` bytes."""
-        step = max(1, size // self.dtype.itemsize)
-        for start in range(0, self.numel, step):
-            yield self.read(start, start + step)
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """The tensors of a file or of a folder of shards, by name, in the order they are stored.
-
-    `left_out` says of names that are not among the tensors why they are not. Nothing need be
-    closed: of the files that were read last 256 stay open, until others take their place.
-    """
-
-    path: Path
-    tensors: Mapping[str, StoredTensor]
-    left_out: Mapping[str, str]
-
-    def __iter__(self) -> Iterator[StoredTensor]:
-        return iter(self.tensors.values())
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all tensors."""
-        return sum(tensor.nbytes for tensor in self)
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
@@ -205,34 +69,6 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     return _file(path)
 
 
-def checkpoint_in_memory(tensors: Mapping[str, Tensor], called: str) -> Checkpoint:
-    """Tensors by name, such as a `state_dict`, as a checkpoint; they are read where they are.
-
-    Args:
-        tensors: dense, on any device. What is no tensor is left out.
-        called: the path that the checkpoint is to have in messages.
-
-    Raises:
-        CheckpointError: a tensor is sparse, quantised or on the meta device.
-        TypeError: the tensors are not in a mapping by name; or one is sharded, or float8.
-    """
-    if not isinstance(tensors, Mapping):
-        raise TypeError(
-            f"{called}: expected a path or a mapping from name to tensor, got a {type(tensors).__name__}"
-        )
-    named = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
-    left_out = {
-        str(name): f"not a tensor but a {type(value).__name__}"
-        for name, value in tensors.items()
-        if not isinstance(value, Tensor)
-    }
-    for name, tensor in named.items():
-        _require_dense(Path(called), name, tensor)
-        if tensor.is_floating_point():
-            require_plain(name, tensor)
-    return _of_tensors(Path(called), named, left_out)
-
-
 def load_pickle(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU; its tensors are mapped, and read when they are looked at.
 
@@ -248,23 +84,9 @@ def load_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_reason(error)}") from None
 
 
-def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the very memory of an earlier one, and the earlier one's names."""
-    first: dict[tuple[Any, ...], str] = {}
-    again = {}
-    for name, tensor in tensors.items():
-        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-        if not plain or tensor.is_meta or tensor.numel() == 0:
-            continue
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if (earlier := first.setdefault(place, name)) != name:
-            again[name] = earlier
-    return again
-
-
 def _file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
-        return Checkpoint(path, {tensor.name: tensor for tensor in _safetensors(path)}, {})
+        return Checkpoint(path, {tensor.name: tensor for tensor in stored_in(path)}, {})
     if path.suffix in _PICKLES:
         return _pickled(path)
     raise CheckpointError(f"{path} is not a checkpoint by its name; expected a folder, {_KINDS}")
@@ -290,7 +112,7 @@ def _folder(folder: Path) -> Checkpoint:
             "expected one of them"
         )
     tensors: dict[str, StoredTensor] = {}
-    for tensor in (tensor for shard in shards for tensor in _safetensors(shard)):
+    for tensor in (tensor for shard in shards for tensor in stored_in(shard)):
         if (other := tensors.setdefault(tensor.name, tensor)) is not tensor:
             raise CheckpointError(
                 f"'{tensor.name}' is in {other.file} and in {tensor.file.name}, and no index says which "
@@ -328,184 +150,18 @@ def _indexed(index: Path) -> Checkpoint:
     return Checkpoint(index.parent, tensors, left_out)
 
 
-def _safetensors(path: Path) -> Iterable[StoredTensor]:
-    """The tensors of a safetensors file in the order of their bytes.
-
-    The format is read here and not with its package, which maps files into memory: every page that
-    was looked at then counts as resident until the file is closed, and slices go by rows.
-    https://huggingface.co/docs/safetensors/index#format
-    """
-    stored_file = _File.of(path)
-    size = stored_file.size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(
-                f"{path} is not a safetensors file, or is cut off: its header would be {length:,} bytes "
-                f"long, the file has {size:,}"
-            )
-        written = file.read(length)
-    try:
-        header = json.loads(written)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        stored = [_entry(stored_file, 8 + length, name, entry) for name, entry in entries.items()]
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header cannot be read ({error!r})"
-        ) from None
-    stored.sort(key=lambda entry: entry[:2])
-    position = 8 + length
-    for begin, end, tensor in stored:
-        if begin != position:
-            raise CheckpointError(
-                f"{path}: '{tensor.name}' begins at byte {begin:,} of the file, not where the tensor before "
-                f"it ends, {position:,}; its header is wrong"
-            )
-        position = end
-    if position != size:
-        raise CheckpointError(
-            f"{path}: its tensors end at byte {position:,}, the file has {size:,}; its header is wrong"
-        )
-    return [tensor for _, _, tensor in stored]
-
-
-def _entry(file: _File, data: int, name: str, entry: Any) -> tuple[int, int, StoredTensor]:
-    """First byte in the file, byte after the last, and the tensor that an entry of the header describes."""
-    path, size = file.path, file.size
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise CheckpointError(f"{path}: '{name}' has shape {list(shape)} at bytes {begin} to {end}")
-    if entry["dtype"] not in _DTYPES:
-        known = ", ".join(_DTYPES)
-        raise CheckpointError(f"{path}: '{name}' has dtype {entry['dtype']}; {known} can be read")
-    dtype = _DTYPES[entry["dtype"]]
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(
-            f"{path}: '{name}' of shape {list(shape)} and dtype {entry['dtype']} has "
-            f"{math.prod(shape) * dtype.itemsize:,} bytes, its header gives it {end - begin:,}"
-        )
-    if data + end > size:
-        raise CheckpointError(
-            f"{path}: '{name}' ends at byte {data + end:,}, the file has {size:,}; it is cut off, or its "
-            "header is wrong"
-        )
-    return data + begin, data + end, StoredTensor(name, shape, dtype, path, _at(file, data + begin, dtype))
-
-
-@dataclass(frozen=True)
-class _File:
-    """One that was there when the checkpoint was opened; another at its path is another file."""
-
-    path: Path
-    size: int
-    identity: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, path: Path) -> _File:
-        found = path.stat()
-        return cls(path, found.st_size, (found.st_dev, found.st_ino, found.st_mtime_ns))
-
-
-class _Descriptor:
-    """Of an open file, which is closed when nobody reads it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-@lru_cache(maxsize=256)
-def _opened(file: _File) -> _Descriptor:
-    """Kept open for the next read: opening a file costs as much as reading a block of it."""
-    return _Descriptor(file.path)
-
-
-def close_files() -> None:
-    """Closes what was kept open for the next read, as soon as nobody reads it."""
-    _opened.cache_clear()
-
-
-def _at(file: _File, begin: int, dtype: torch.dtype) -> Callable[[int, int, Out], Tensor]:
-    """Reads entries of the flat tensor that begins at a byte of a file."""
-
-    def read(start: int, stop: int, out: Out) -> Tensor:
-        count = stop - start
-        if isinstance(out, Memory):
-            entries, view = out.entries(dtype, count)
-        else:
-            out = torch.empty(count * dtype.itemsize, dtype=torch.uint8) if out is None else out
-            entries, view = _entries(out, dtype, count)
-        descriptor, position = _opened(file), begin + start * dtype.itemsize
-        while view:  # a read gives at most 2 GiB
-            got = os.preadv(descriptor.number, (view,), position)
-            if not got:
-                raise CheckpointError(f"{file.path} has become shorter while it was read")
-            view, position = view[got:], position + got
-        return entries
-
-    return read
-
-
 def _pickled(path: Path) -> Checkpoint:
     """What `torch.save` wrote."""
     named, left_out = _state_dict(path, load_pickle(path))
     for name, tensor in named.items():
-        _require_dense(path, name, tensor)
+        require_dense(path, name, tensor)
         stored = tensor.untyped_storage().nbytes() // tensor.dtype.itemsize
         if tensor.numel() > stored:  # of which a file of a few bytes may claim any number
             raise CheckpointError(
                 f"{path}: '{name}' of shape {list(tensor.shape)} repeats its entries: it has "
                 f"{tensor.numel():,}, of which {stored:,} are stored; save it after .contiguous()"
             )
-    return _of_tensors(path, named, left_out)
-
-
-def _require_dense(path: Path, name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "quantised" if tensor.is_quantized else tensor.device if tensor.is_meta else tensor.layout
-        raise CheckpointError(f"{path}: '{name}' is {kind}; dense tensors can be read")
-
-
-def _of_tensors(path: Path, named: Mapping[str, Tensor], left_out: Mapping[str, str]) -> Checkpoint:
-    """Tensors that are in memory, or mapped into it; each memory once."""
-    again = tied(named)
-
-    def reader(tensor: Tensor) -> Callable[[int, int, Out], Tensor]:
-        return lambda start, stop, out: _stretch(tensor.detach(), start, stop)
-
-    tensors = {
-        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, path, reader(tensor))
-        for name, tensor in named.items()
-        if name not in again
-    }
-    return Checkpoint(
-        path, tensors, {**left_out, **{name: f"tied to '{earlier}'" for name, earlier in again.items()}}
-    )
-
-
-def _stretch(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Entries of the flattened tensor, in row-major order, without a copy of the others."""
-    if tensor.is_contiguous():
-        return tensor.view(-1)[start:stop]
-    if start == stop:
-        return tensor.new_empty(0)
-    size = tensor.numel() // len(tensor)
-    first, last = start // size, (stop - 1) // size
-    if first == last:
-        return _stretch(tensor[first], start - first * size, stop - first * size)
-    # Rows that are whole, and what there is of the ones before and after.
-    begin, end = -(-start // size), stop // size
-    parts = [tensor[begin:end].reshape(-1)]
-    if first < begin:
-        parts.insert(0, _stretch(tensor[first], start - first * size, size))
-    if end <= last:
-        parts.append(_stretch(tensor[last], 0, stop - last * size))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return checkpoint_of(path, named, left_out)
 
 
 def _state_dict(path: Path, saved: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

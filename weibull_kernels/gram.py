@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .checkpoints import PathLike
 from .columns import Columns
+from .stored_tensors import PathLike
 from .trajectory import require_ascending
 
 Floats = NDArray[np.float64]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .checkpoints import Memory, PathLike, close_files
 from .dispatch import find_kernel
 from .gram import CheckpointGram, Floats
 from .optimizer_states import OptimizerState, require_steps, stored_update_sq
+from .safetensors_files import close_files
+from .stored_tensors import Memory, PathLike
 from .trajectory import CheckpointSource, Trajectory, open_trajectory, require_ascending
 
 if TYPE_CHECKING:

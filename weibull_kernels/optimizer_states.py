@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checkpoints import Checkpoint, PathLike, load_pickle
+from .checkpoints import load_pickle
 from .dispatch import find_kernel
 from .kernels.interface import Rows
+from .stored_tensors import Checkpoint, PathLike
 from .tensors import column, require_plain
 from .trajectory import Trajectory, step_of
 

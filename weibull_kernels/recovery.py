@@ -10,7 +10,6 @@ import numpy as np
 
 from . import injection as estimates
 from .budget import Array
-from .checkpoints import PathLike
 from .gram import CheckpointGram
 from .gram_pass import gram_of
 from .injection import UpdateEstimate
@@ -20,6 +19,7 @@ from .rates_by_name import Rates, rates_by_name, together
 from .recovery_methods import FEWEST, METHODS, Collected, correct, displace
 from .schedules import Schedule, rates
 from .series import Integers, Recovery
+from .stored_tensors import PathLike
 from .trajectory import CheckpointSource, open_trajectory, require_ascending
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .budget import ForceBudget
-from .checkpoints import PathLike
 from .columns import Columns
 from .records import ParquetSink
 from .roles import matching_rows, roles_of
+from .stored_tensors import PathLike
 
 if TYPE_CHECKING:
     import pandas

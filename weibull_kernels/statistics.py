@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoints import PathLike, StoredTensor, open_checkpoint, tied
+from .checkpoints import open_checkpoint
 from .columns import Columns
 from .dispatch import find_kernel
 from .kernels.interface import Rows, Sums
 from .kernels.memory import sent
 from .optimizers import names_in
 from .roles import matching_rows, roles_of
+from .stored_tensors import PathLike, StoredTensor, tied
 from .tensors import require_plain
 
 Named = Iterable[tuple[str, Tensor]]

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from .checkpoints import Checkpoint, StoredTensor
 from .roles import ROLES, TRANSMISSION
 from .statistics import WeightStatistics, readable, stored_statistics
+from .stored_tensors import Checkpoint, StoredTensor
 from .weibull import HALF_NORMAL_K, HISTOGRAM_ENTRIES, WeibullFit, fit_weibull, resolved
 
 FEWEST_FOR_A_CLASS = 10_000

@@ -11,15 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoints import (
-    SUFFIXES,
-    Checkpoint,
-    PathLike,
-    StoredTensor,
-    checkpoint_in_memory,
-    open_checkpoint,
-)
+from .checkpoints import SUFFIXES, open_checkpoint
 from .statistics import readable
+from .stored_tensors import Checkpoint, PathLike, StoredTensor, checkpoint_in_memory
 
 CheckpointSource = PathLike | Mapping[str, Tensor] | Checkpoint
 """A path that `open_checkpoint` takes, tensors by name, or an open checkpoint."""

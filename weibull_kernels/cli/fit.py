@@ -22,7 +22,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..checkpoints import Checkpoint
+    from ..stored_tensors import Checkpoint
     from ..survey import FittedRow, Survey
 
 
