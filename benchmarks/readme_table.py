@@ -135,7 +135,7 @@ def recovery_table(results: list[dict[str, Any]]) -> str:
 def recovery_speed(results: list[dict[str, Any]]) -> str:
     """A row for every machine and method on which a recovery was timed."""
     lines = [
-        "| machine | method | seconds | GB/s of checkpoints | plain read = 1 | literal spline, a weight "
+        "| machine | method | seconds | GB/s of checkpoints | plain read = 1 | literal spline "
         "| peak memory |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]

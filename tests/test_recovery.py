@@ -261,6 +261,12 @@ def test_rates_by_name_or_role():
     assert np.array_equal(found.alignment[2], alone.alignment[0])
 
 
+def test_every_tensor_needs_a_rate():
+    named = {"mlp.weight": NAMED["a"], "x": NAMED["seven"]}
+    with pytest.raises(ValueError, match="weight_decay has no pattern for 'x', only ffn; add '\\*'"):
+        wk.recover(as_checkpoints(named), KNOTS, lr=TABLE, weight_decay={"ffn": 0.1})
+
+
 def test_a_stretch_without_learning_rate_has_no_forces():
     lr = LR.copy()
     lr[6:14] = 0.0  # steps 10 to 17; between the checkpoints of 10 and 18 only the last step moves
@@ -371,7 +377,9 @@ ERRORS = [
     ({"lr": -1.0}, "the rates of lr must be finite and not negative, got -1.0 at step 4"),
     ({"weight_decay": -0.1}, "weight_decay must be 0 or a positive number, got -0.1 for 'a'"),
     ({"weight_decay": 1e4}, "lr·weight_decay must be under 1"),
-    ({"weight_decay": {"b": 0.1}}, "weight_decay has no pattern for 'a'"),
+    ({"weight_decay": {"b": 0.1, "*": 0.2}}, "weight_decay has the pattern 'b', which no name matches"),
+    ({"lr": {"nrom": 0.1, "*": 0.2}}, "lr has the pattern 'nrom', .* none of their roles, other"),
+    ({"weight_decay": {"a?": 0.1, "*": 0.2}}, r"the pattern 'a\?'"),
     ({"method": "cubic"}, "method must be one of"),
     ({"bc_type": "periodic"}, "bc_type must be one of"),
     ({"variable": "time"}, "variable must be one of"),

@@ -45,6 +45,9 @@ def test_a_folder_in_the_order_of_steps(tmp_path):
 def test_folders_without_checkpoints(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoints by their names"):
         find_checkpoints(tmp_path)
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(ValueError, match=r"model.pt is a single checkpoint; give the folder"):
+        find_checkpoints(tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         find_checkpoints(tmp_path / "none")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .roles import role_of
+from .roles import role_of, roles_of
 from .schedules import Schedule, rates
 
 Floats = NDArray[np.float64]
@@ -64,13 +64,22 @@ def rates_by_name(
         steps: [T].
 
     Raises:
-        ValueError: a tensor matches no pattern; a schedule or a decay is not one.
+        ValueError: a tensor matches no pattern, or a pattern no tensor; a schedule or a decay is
+            not one.
     """
     given: Any = lr
     by_name = isinstance(lr, Mapping) and bool(lr) and all(isinstance(key, str) for key in lr)
     schedules: Mapping[str, Any] = given if by_name else {"*": given}
     decays: Mapping[str, Any] = weight_decay if isinstance(weight_decay, Mapping) else {"*": weight_decay}
     of_pattern = {pattern: rates(schedule, steps) for pattern, schedule in schedules.items()}
+    for what, patterns in (("lr", schedules), ("weight_decay", decays)):
+        for pattern in patterns:
+            if pattern != "*" and not any(_matches(name, pattern, roles) for name in names):
+                known = ", ".join(sorted(set(roles_of(names, roles))))
+                raise ValueError(
+                    f"{what} has the pattern {pattern!r}, which no name matches, such as {names[0]}, and "
+                    f"which is none of their roles, {known}"
+                )
     shared: dict[tuple[str, str], Rates] = {}
     found = {}
     for name in names:
@@ -89,9 +98,13 @@ def together(names: Sequence[str], rates_of: Mapping[str, Rates]) -> Iterator[tu
     yield from groups.values()
 
 
+def _matches(name: str, pattern: str, roles: Mapping[str, str] | None) -> bool:
+    return fnmatchcase(name, pattern) or pattern == role_of(name, roles)
+
+
 def _pattern(what: str, name: str, patterns: Mapping[str, Any], roles: Mapping[str, str] | None) -> str:
     """The first pattern that matches the name, or is its role."""
     for pattern in patterns:
-        if fnmatchcase(name, pattern) or pattern == role_of(name, roles):
+        if _matches(name, pattern, roles):
             return pattern
     raise ValueError(f"{what} has no pattern for '{name}', only {', '.join(patterns)}; add '*' for the rest")

@@ -219,14 +219,14 @@ class Recovery(ForceSeries):
                 f"{source.replace('_', ' ')} {100 * count / counts.sum():.0f} %"
                 for source, count in zip(sources, counts, strict=True)
             )
-            work, error = (
-                np.atleast_2d(column).sum(axis=0)
-                for column in (abs(impulses.alignment), impulses.alignment_error)
-            )
-            uncertain = 100 * float(np.median(error[work > 0] / work[work > 0])) if work.any() else 0.0
+            work, error = np.abs(np.atleast_2d(impulses.alignment)), np.atleast_2d(impulses.alignment_error)
+            of_all = error.sum(axis=0) / np.maximum(work.sum(axis=0), np.finfo(float).tiny)
+            of_each = error.sum(axis=1) / np.maximum(work.sum(axis=1), np.finfo(float).tiny)
+            worst = int(of_each.argmax())
+            name = "" if self.names is None else f", up to {of_each[worst]:.1%} for {self.names[worst]}"
             lines.append(
-                f"injection from {parts} of the intervals; the alignment of an interval is uncertain by "
-                f"{uncertain:.1f} % for it"
+                f"injection from {parts} of the intervals, which leaves the alignment of an interval "
+                f"uncertain by {np.median(of_all):.1%} over all tensors{name}"
             )
         if impulses.window_error is not None:
             lines.append(

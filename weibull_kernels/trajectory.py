@@ -59,6 +59,10 @@ def find_checkpoints(folder: PathLike) -> dict[int, Path]:
     ['step3.safetensors', 'step20.pt']
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a single checkpoint; give the folder of the run, or all of its checkpoints"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of checkpoints")
     found: dict[int, Path] = {}
@@ -120,7 +124,9 @@ def open_trajectory(
     stored: list[dict[str, StoredTensor]] = []
     for checkpoint in opened:
         floating, others = readable(checkpoint)
-        left_out |= {**checkpoint.left_out, **others}
+        # What lies beside the model, the optimizer's state or a count of steps, is no tensor of it.
+        beside = {name for name, why in checkpoint.left_out.items() if why.startswith("beside ")}
+        left_out |= {n: why for n, why in {**checkpoint.left_out, **others}.items() if n not in beside}
         stored.append({tensor.name: tensor for tensor in floating})
     tensors = {}
     for name in dict.fromkeys(name for of_one in stored for name in of_one):

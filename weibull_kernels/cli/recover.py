@@ -23,7 +23,7 @@ def recover(
         list[Path],
         typer.Argument(
             metavar="DIR|CHECKPOINT...",
-            help="a folder of step* folders or files, or the checkpoints themselves",
+            help="a folder of step*, checkpoint-* or iter_*, folders or files; or the checkpoints",
             show_default=False,
         ),
     ],
@@ -67,8 +67,11 @@ def recover(
 ) -> None:
     """Recover the forces of a run from checkpoints alone: shares by role and phase, Parquet, a picture.
 
-    Needs the learning rate of every step and the weight decay, and no optimizer state. Under torchrun the
-    processes divide the tensors among them.
+    Needs the learning rate of every step and the weight decay; an optimizer state is used where one was
+    saved, and not needed. Under torchrun the processes divide the tensors among them.
+
+    Rates are described as constant:lr=,warmup= · linear:, cosine: or wsd:peak=,total=,warmup=,floor=
+    (and decay= for wsd) · inverse_sqrt:peak=,warmup=; floor is a part of the peak.
     """
     check_files({"gram": None if gram is None else str(gram)}, text=())
     options: dict[str, Any] = {
