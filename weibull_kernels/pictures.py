@@ -52,32 +52,34 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_forces(records: pa.Table, path: Path) -> None:
+def draw_forces(records: pa.Table, path: Path, called: str = "Forces") -> None:
     """The three forces over the run and their shares, as a PNG.
 
-    Of the transmission weights; of all where none of the tensors is one of them.
+    Of the transmission weights; of all where none of the tensors is one of them. A record stands at
+    the middle of the steps that it covers. `called` begins the title.
     """
     roles, what = _shown_roles(records)
     step, sums = force_series(records, *roles)
     series = per_step(sums)
+    middle = step - (np.broadcast_to(sums.steps, step.shape) - 1) / 2
     mean = moving_average(step, sums)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 7.5), layout="constrained")
         forces, shares = figure.subplots(2, sharex=True)
         for force, colour in FORCES.items():
-            forces.plot(step, getattr(series, force), color=colour, linewidth=0.6, alpha=0.35)
-            forces.plot(step, getattr(mean, force), color=colour, linewidth=2, label=force)
-            shares.plot(step, getattr(series.shares(), force), color=colour, linewidth=0.6, alpha=0.35)
-            shares.plot(step, getattr(mean.shares(), force), color=colour, linewidth=2)
+            forces.plot(middle, getattr(series, force), color=colour, linewidth=0.6, alpha=0.35)
+            forces.plot(middle, getattr(mean, force), color=colour, linewidth=2, label=force)
+            shares.plot(middle, getattr(series.shares(), force), color=colour, linewidth=0.6, alpha=0.35)
+            shares.plot(middle, getattr(mean.shares(), force), color=colour, linewidth=2)
         net = mean.predicted_change
-        forces.plot(step, net, color="black", linewidth=1.5, linestyle="--", label="net")
-        shares.plot(step, net / mean.absolute, color="black", linewidth=1.5, linestyle="--")
+        forces.plot(middle, net, color="black", linewidth=1.5, linestyle="--", label="net")
+        shares.plot(middle, net / mean.absolute, color="black", linewidth=1.5, linestyle="--")
 
         # Logarithmic both ways from a tenth of the largest budget on, linear through zero.
         decade = np.floor(np.log10(max(float(np.nanmax(mean.absolute)), 1e-300)))
         forces.set_yscale("symlog", linthresh=10.0 ** (decade - 1))
         forces.set_ylabel("contribution to Δ‖w‖², mean per step")
-        forces.set_title(f"Forces on {what}", pad=22)
+        forces.set_title(f"{called} on {what}", pad=22)
         shares.set_ylim(-1, 1)
         shares.yaxis.set_major_formatter(PercentFormatter(1))
         shares.set_ylabel("share of the absolute budget")
@@ -170,8 +172,10 @@ def rms(series: ForceBudget) -> np.ndarray:
 
 def shade_phases(axes: Axes, step: np.ndarray, series: ForceBudget, *, named: bool) -> None:
     """A background for each stretch of one phase; its name above where there is room."""
-    run = step[-1] - step[0]
-    for phase, start, stop in stretches(step, find_phases(step, series)):
+    # A record is of the steps up to its own.
+    edges = np.append(step - series.steps, step[-1])
+    run = edges[-1] - edges[0]
+    for phase, start, stop in stretches(edges, find_phases(step, series)):
         axes.axvspan(start, stop, color=PHASES[phase], linewidth=0, zorder=-1)
         if named and stop - start > 0.1 * run:
             place: dict[str, Any] = {
@@ -181,13 +185,13 @@ def shade_phases(axes: Axes, step: np.ndarray, series: ForceBudget, *, named: bo
             }
             axes.text(s=phase, ha="center", va="bottom", color="#444444", **place)
     if run:
-        axes.set_xlim(step[0], step[-1])
+        axes.set_xlim(edges[0], edges[-1])
 
 
-def stretches(step: np.ndarray, phases: np.ndarray) -> Iterator[tuple[str, float, float]]:
-    """Each stretch of one phase as (phase, first step, first step of the next stretch)."""
+def stretches(edges: np.ndarray, phases: np.ndarray) -> Iterator[tuple[str, float, float]]:
+    """Each stretch of one phase, [T], as (phase, its first edge, its last); the edges are [T + 1]."""
     changes = np.flatnonzero(phases[1:] != phases[:-1]) + 1
     starts = np.concatenate(([0], changes))
-    stops = np.concatenate((changes, [len(step) - 1]))
+    stops = np.concatenate((changes, [len(phases)]))
     for start, stop in zip(starts, stops, strict=True):
-        yield str(phases[start]), step[start], step[stop]
+        yield str(phases[start]), edges[start], edges[stop]

@@ -236,5 +236,5 @@ def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]
         typer.echo(f"no picture: {error}; pip install 'weibull-kernels[pictures]'", err=True)
     else:
         written.append(out / "forces.png")
-        draw_forces(records, written[-1])
+        draw_forces(records, written[-1], called="Recovered forces")
     typer.echo(f"written: {', '.join(shown(str(path)) for path in written)}")
