@@ -28,6 +28,7 @@ from weibull_kernels.gram_pass import checkpoint_gram
 from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
 from weibull_kernels.records import ParquetSink, force_series, read_records
 from weibull_kernels.recovery_methods import METHODS
+from weibull_kernels.roles import matching_rows
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -181,7 +182,7 @@ def compared(recovery: wk.Recovery, truth: Truth, role: str) -> dict[str, Any]:
     start = recovery.impulses.step - recovery.impulses.steps
     done = np.concatenate(([0.0], np.cumsum(truth.forces.alignment)))
     true = done[recovery.impulses.step] - done[start]
-    rows = [row for row, its in enumerate(recovery.roles) if its == role or (role, its) in MEMBERS]
+    rows = matching_rows(recovery.names, recovery.roles, "*", role)
     found: dict[str, Any] = {}
     for phase in ("rise", "saturation"):
         steps = getattr(truth, phase)[place]
@@ -205,9 +206,6 @@ def compared(recovery: wk.Recovery, truth: Truth, role: str) -> dict[str, Any]:
             found[phase]["within_one_sigma"] = float((off <= 1).mean()) if len(off) else None
             found[phase]["within_two_sigma"] = float((off <= 2).mean()) if len(off) else None
     return found
-
-
-MEMBERS = {("transmission", role) for role in wk.TRANSMISSION}
 
 
 def middle(values: np.ndarray) -> float | None:

@@ -92,8 +92,9 @@ def gram_of(
     backend: str | None = None,
     process_group: ProcessGroup | None = None,
     on_read: Callable[[int], object] = lambda count: None,
+    with_states: bool = True,
 ) -> CheckpointGram:
-    """`checkpoint_gram` of checkpoints that are open."""
+    """`checkpoint_gram` of checkpoints that are open; `with_states` is whether to look at the optimizer's."""
     if products not in PRODUCTS:
         raise ValueError(f"products must be one of {PRODUCTS}, got {products!r}")
     require_steps(optimizer_states, trajectory.steps)
@@ -108,12 +109,9 @@ def gram_of(
     left_out = dict(trajectory.left_out)
     kept = []
     for row, name in enumerate(names):
-        # Row i is the first that w of checkpoint i has a part in.
-        wrong = (
-            np.flatnonzero(~np.isfinite(sums[row]).all(axis=1))
-            if operation == "moves"
-            else (np.flatnonzero(~np.isfinite(np.diagonal(sums[row]))))
-        )
+        # The first row with w of checkpoint i in it is row i.
+        of_checkpoints = np.diagonal(sums[row])[:, None] if operation == "gram" else sums[row]
+        wrong = np.flatnonzero(~np.isfinite(of_checkpoints).all(axis=1))
         if len(wrong):
             left_out[name] = f"not finite in the checkpoint of step {trajectory.steps[wrong[0]]}"
         else:
@@ -126,7 +124,11 @@ def gram_of(
     numel = np.array([stored[0].numel for stored in tensors], dtype=np.int64)
     of_kept = tuple(names[row] for row in kept)
     update_sq, notes = stored_update_sq(
-        trajectory, optimizer_states, trajectory.steps, of_kept, numel.tolist()
+        trajectory if with_states else None,
+        optimizer_states if with_states else None,
+        trajectory.steps,
+        of_kept,
+        numel.tolist(),
     )
     return CheckpointGram(
         steps=trajectory.steps,

@@ -138,16 +138,16 @@ def windows(known: NDArray[np.bool_]) -> list[slice]:
     """
     count = len(known)
     reach = [_reach(known, first) for first in range(count)]
-    stretches = [(a, b) for a, b in enumerate(reach) if a == 0 or reach[a - 1] < b]
+    longest = [(a, b) for a, b in enumerate(reach) if a == 0 or reach[a - 1] < b]
 
-    def depth(stretch: tuple[int, int], interval: int) -> tuple[int, int]:
-        a, b = stretch
+    def depth(ends: tuple[int, int], interval: int) -> tuple[int, int]:
+        a, b = ends
         return min(interval - a, b - interval - 2), b - a
 
     found = []
     for interval in range(count - 1):
-        holding = [(a, b) for a, b in stretches if a <= interval and interval + 2 <= b]
-        a, b = max(holding, key=lambda stretch: depth(stretch, interval))
+        holding = [(a, b) for a, b in longest if a <= interval and interval + 2 <= b]
+        a, b = max(holding, key=lambda ends: depth(ends, interval))
         found.append(slice(a, b))
     return found
 

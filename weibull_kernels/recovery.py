@@ -123,12 +123,15 @@ def recover(
     grid, chosen, along = checked(knots, betas, method, bc_type, variable, injection, at)
     rates_of = rates_by_name(names, lr, weight_decay, roles, grid.steps)
     require_steps(optimizer_states, knots)
+    with_states = method == "corrected" and injection == "estimate"
     if trajectory is None:
         assert isinstance(checkpoints, CheckpointGram)
-        gram = _with_states(checkpoints, optimizer_states)
+        gram = _with_states(checkpoints, optimizer_states) if with_states else checkpoints
     else:
         products = "all" if method == "spline" else "neighbours"
-        gram = gram_of(trajectory, products, optimizer_states, roles, backend, process_group, on_read)
+        gram = gram_of(
+            trajectory, products, optimizer_states, roles, backend, process_group, on_read, with_states
+        )
     gram = _followed(gram, rates_of, grid)
     collected = Collected(grid, chosen, len(gram.names))
     for its, rows in together(gram.names, rates_of):
@@ -139,7 +142,7 @@ def recover(
             correct(collected, rows, part.norm_sq, part.numel, its, estimate, along, bc_type)
         else:
             displace(collected, rows, part, its, method, along, bc_type)
-    unused = optimizer_states and not (method == "corrected" and injection == "estimate")
+    unused = optimizer_states and not with_states
     return collected.result(
         gram.numel,
         gram.names,

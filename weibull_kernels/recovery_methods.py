@@ -76,12 +76,11 @@ class Collected:
 
     def compare(self, row: int, interval: int, forces: list[ForceBudget]) -> None:
         """The forces of the stretches of an interval by a shorter window, beside those that were put."""
-        if "window_error" not in self.known:
-            self.known["window_error"] = np.zeros((len(self.weight_decay), len(self.grid.lengths)))
         mine = [self.of_intervals[name][row, interval] for name in FORCES[:3]]
         other = [sum(getattr(part, name).sum() for part in forces) for name in FORCES[:3]]
         apart, whole = sum(abs(a - b) for a, b in zip(mine, other, strict=True)), sum(map(abs, mine))
-        self.known["window_error"][row, interval] = apart / whole if whole > 0 else 0.0
+        empty = np.zeros(self.of_intervals["norm_sq"].shape)
+        self.known.setdefault("window_error", empty)[row, interval] = apart / whole if whole > 0 else 0.0
 
     def result(self, numel: Integers, names: tuple[str, ...] | None, **described: Any) -> Recovery:
         """All of it; `described` are the other fields of a `Recovery`."""

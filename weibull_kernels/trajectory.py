@@ -118,7 +118,7 @@ def open_trajectory(
                 f"the steps of the folder {checkpoints} are told from its names; leave steps out"
             )
         checkpoints, steps = list(found.values()), list(found)
-    numbers = _steps(checkpoints, steps)
+    numbers = steps_of(checkpoints, steps)
     opened = tuple(_open(source, step) for source, step in zip(checkpoints, numbers, strict=True))
     left_out: dict[str, str] = {}
     stored: list[dict[str, StoredTensor]] = []
@@ -157,7 +157,8 @@ def require_ascending(steps: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _steps(checkpoints: Sequence[CheckpointSource], steps: Sequence[int] | None) -> tuple[int, ...]:
+def steps_of(checkpoints: Sequence[CheckpointSource], steps: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The steps as given, or told from the paths; a ValueError says why they cannot be."""
     if steps is None:
         told = [step_of(one) if isinstance(one, (str, os.PathLike)) else None for one in checkpoints]
         if None in told:

@@ -94,12 +94,12 @@ def recover(
 
 def _found(paths: list[Path]) -> dict[int, Path]:
     """The checkpoints of a folder, or those that are named, by step."""
-    from ..trajectory import find_checkpoints, open_trajectory, step_of
+    from ..trajectory import find_checkpoints, step_of, steps_of
 
     if len(paths) == 1:
         return find_checkpoints(paths[0])
     paths = sorted(paths, key=lambda path: step_of(path) or 0)
-    return dict(zip(open_trajectory(paths).steps, paths, strict=True))
+    return dict(zip(steps_of(paths), paths, strict=True))
 
 
 def _weight_decay(given: list[str]) -> dict[str, float]:
