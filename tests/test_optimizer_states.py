@@ -371,3 +371,12 @@ def test_states_that_nobody_looks_at():
         [w for w, _, _ in saved], STEPS, optimizer_states={20: saved[2][1]}, injection=0.2, **OPTIONS
     )
     assert unused.notes == ("optimizer_states were given and not used",)
+
+
+def test_states_that_nobody_uses_are_not_read(tmp_path, monkeypatch):
+    files(tmp_path, trained())
+    read = []
+    monkeypatch.setattr(optimizer_states, "load_pickle", read.append)
+    for options in ({"method": "midpoint"}, {"method": "spline"}, {"injection": "noise_limit"}):
+        assert wk.recover(tmp_path, **OPTIONS, **options).names
+    assert not read

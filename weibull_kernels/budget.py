@@ -209,11 +209,6 @@ class ForceBudget(Columns):
             rounding=None,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Columns by name, with the role of each tensor, as numpy arrays on the host; it waits."""
-        columns, roles = super().to_dict(), self.roles
-        return columns if roles is None else {"name": columns["name"], "role": np.array(roles), **columns}
-
     def _matching(self, pattern: str, role: str | None) -> list[int]:
         if len(self._shape) > 1:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,13 @@ class Columns:
     names: tuple[str, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns by name, as numpy arrays on the host; this waits for the device."""
+        """Columns by name, with the role of each tensor where there are roles, as numpy arrays on the host.
+
+        This waits for the device.
+        """
         labels = {} if self.names is None else {"name": np.array(self.names)}
+        if (roles := getattr(self, "roles", None)) is not None:
+            labels["role"] = np.array(roles)
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return labels | on_host({name: value for name, value in fields.items() if _is_column(value)})
 
@@ -32,10 +38,7 @@ class Columns:
             ImportError: pandas is not installed.
             ValueError: the columns have more than one dimension.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas() needs pandas: `pip install pandas`, or use to_dict()") from error
+        library = require_pandas()
         columns = {name: np.atleast_1d(values) for name, values in self.to_dict().items()}
         rows = max(len(values) for values in columns.values())
         flat = {name: values for name, values in columns.items() if values.ndim == 1}
@@ -44,7 +47,19 @@ class Columns:
                 f"to_pandas() takes columns [P], these have shape {next(iter(columns.values())).shape}; "
                 "use to_dict()"
             )
-        return pandas.DataFrame({name: np.broadcast_to(values, rows) for name, values in flat.items()})
+        frame: pandas.DataFrame = library.DataFrame(
+            {name: np.broadcast_to(values, rows) for name, values in flat.items()}
+        )
+        return frame
+
+
+def require_pandas() -> ModuleType:
+    """pandas, or an ImportError that says how to do without."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("to_pandas() needs pandas: `pip install pandas`, or use to_dict()") from error
+    return pandas
 
 
 def _is_column(value: Any) -> bool:

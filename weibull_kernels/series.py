@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .budget import ForceBudget
-from .columns import Columns
+from .columns import Columns, require_pandas
 from .records import ParquetSink
 from .roles import matching_rows, roles_of
 from .stored_tensors import PathLike
@@ -119,17 +119,9 @@ class ForceSeries(Columns):
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise ImportError("to_pandas() needs pandas: `pip install pandas`, or use to_arrow()") from error
+        require_pandas()
         frame: pandas.DataFrame = self.to_arrow().to_pandas()
         return frame
-
-    def to_dict(self) -> dict[str, Any]:
-        """Columns by name, with the role of each tensor, as numpy arrays."""
-        columns, roles = super().to_dict(), self.roles
-        return columns if roles is None else {"name": columns["name"], "role": np.array(roles), **columns}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,11 +146,6 @@ class WeightStatistics(Columns):
         }
         overrides = self.role_overrides if role is None else {name: role}
         return dataclasses.replace(self, names=(name,), role_overrides=overrides, **one)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Columns by name, with the role of each tensor, as numpy arrays on the host; it waits."""
-        columns = super().to_dict()
-        return {"name": columns["name"], "role": np.array(self.roles), **columns}
 
 
 STATISTICS = (
