@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from . import scaling
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
@@ -62,6 +63,7 @@ __all__ = [
     "recover",
     "recover_from_norms",
     "role_of",
+    "scaling",
     "summarize_run",
     "weight_statistics",
     "without_super_weights",

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from .kernels.interface import Rows
 from .kernels.memory import sent
+from .names import unwrapped
 from .tensors import column, fits, misfit, require_plain
 
 # Where the `step` functions stand whose update is known.
 _KNOWN_STEPS = (torch.optim.Adam.__module__, "weibull_kernels.adamw")
-
-# What wrappers put into the names of a model's parameters.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 
 LearningRate = float | Tensor | Sequence[float | Tensor]
 
@@ -232,15 +230,8 @@ def _module_of_step(optimizer: torch.optim.Optimizer) -> str:
 
 def names_in(model: torch.nn.Module) -> dict[int, str]:
     """Names of a model's parameters by their identity, without what wrappers put before them."""
-    names = {}
-    for name, parameter in model.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        names[id(parameter)] = name
-    # DataParallel's prefix; where only some names have it, it is a module of the model's own.
-    if all(name.startswith("module.") for name in names.values()):
-        names = {key: name.removeprefix("module.") for key, name in names.items()}
-    return names
+    named = dict(model.named_parameters())
+    return dict(zip(map(id, named.values()), unwrapped(named), strict=True))
 
 
 def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:

@@ -1,10 +1,10 @@
-"""Force budgets as printed tables."""
+"""Results as printed tables."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from .budget import ForceBudget
 from .phases import BALANCED, find_phases
 from .records import force_series
 from .roles import ROLES, TRANSMISSION
+
+if TYPE_CHECKING:
+    from .scaling.description import ScalingTable
 
 _WIDTH = 120
 # Names are anyone's: brackets and colons in them are no markup.
@@ -110,6 +113,30 @@ def phase_table(records: pa.Table) -> str:
             table.add_row(shown(label), phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
             label = ""  # said once
     return _plain(table)
+
+
+def scaling_table(table: ScalingTable) -> str:
+    """What a width rule makes of parameters, as plain text; "–" where nothing decays."""
+
+    def number(value: float, digits: str) -> str:
+        return format(value, digits) if np.isfinite(value) else _NOTHING
+
+    plain = _table(
+        *("parameter", "class", "shape", "tensors", "lr", "weight\ndecay"),
+        *("σ_top\nratio", "steps to\nequilibrium"),
+    )
+    for row, name in enumerate(table.names):
+        plain.add_row(
+            shown(name),
+            table.classes[row],
+            "×".join(map(str, table.shapes[row])) or "scalar",
+            str(table.parameters[row]),
+            number(table.lr[row], ".3g"),
+            number(table.weight_decay[row], ".3g"),
+            number(table.sigma_ratio[row], ".3f"),
+            number(table.steps_to_equilibrium[row], ",.0f"),
+        )
+    return _plain(plain)
 
 
 def shown(name: str) -> str:
@@ -238,11 +265,10 @@ def _table(*headings: str) -> Table:
     """An empty table: words to the left, numbers to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
-        words = heading in ("role", "phase", "direction")
         # Numbers are never cut; the name of a tensor takes a second line where it must.
-        table.add_column(
-            heading, justify="left" if words else "right", no_wrap=heading != "role", overflow="fold"
-        )
+        name = heading in ("role", "parameter")
+        words = name or heading in ("phase", "direction", "class")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not name, overflow="fold")
     return table
 
 

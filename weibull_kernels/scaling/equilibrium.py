@@ -1,0 +1,119 @@
+"""Where the norm of each tensor comes to rest, told from its force budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..budget import ForceBudget
+from ..columns import Columns
+from ..roles import roles_of
+from .rules import TIME_CONSTANTS
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium(Columns):
+    """The norm at which the forces of an interval balance, beside the one that is.
+
+    Attributes:
+        rms: float64 [P], σ = √(‖w‖²/n) after the last step of the interval.
+        balance_rms: float64 [P], the σ at which decay takes off what the other forces of the interval
+            add; 0 where they add nothing, infinite without decay, NaN of a tensor that made no step.
+        noise_rms: float64 [P], √(η/2ω), that of updates which are noise; infinite without decay.
+        steps_to_equilibrium: float64 [P], 3/(ηω).
+        names: of the tensors, or None.
+        role_overrides: as of the budget.
+    """
+
+    rms: Tensor
+    balance_rms: Tensor
+    noise_rms: Tensor
+    steps_to_equilibrium: Tensor
+    names: tuple[str, ...] | None = None
+    role_overrides: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def roles(self) -> tuple[str, ...] | None:
+        """The role of each tensor; None where there are no names."""
+        return None if self.names is None else roles_of(self.names, self.role_overrides)
+
+    @property
+    def distance(self) -> Tensor:
+        """`rms`/`balance_rms` − 1, [P]: below 0 the norm has yet to grow, above to shrink."""
+        return self.rms / self.balance_rms - 1
+
+    @property
+    def coherence(self) -> Tensor:
+        """`balance_rms`/`noise_rms`, [P]: 1 for updates that are noise, more where steps go together.
+
+        NaN without decay. Of updates that pull back what others moved it is less than 1.
+        """
+        return self.balance_rms / self.noise_rms
+
+    def reached(self, tolerance: float = 0.1) -> Tensor:
+        """Whether |distance| ≤ tolerance, bool [P]."""
+        return self.distance.abs() <= tolerance
+
+
+def equilibrium(budget: ForceBudget, *, lr: Any, weight_decay: Any) -> Equilibrium:
+    """The norm that each tensor is on its way to, by the balance of its forces at a constant lr.
+
+        ‖w‖²_balance = (alignment + injection + coupling)/(2ηω·steps)        σ_noise = √(η/(2ω))
+
+    The first is where decay, −2ηω‖w‖² a step, takes off what the other forces add ([W2]'s balance);
+    the second is its value for updates that are noise. Their sum over a noise of AdamW's is η² a step and
+    entry at any β₁: injection and the alignment with what the moment remembers,
+    η²·û²·(1+β₁)/(1−β₁) with û² = (1−β₁)/(1+β₁). Hence √(η/ω), the law of [F].
+
+    Args:
+        budget: [P] rows with `numel`, such as `optimizer.ledger.drain()` over many steps: the forces of
+            one step scatter.
+        lr: η, constant over the interval; a number or [P].
+        weight_decay: ω, coupled as in PyTorch; a number or [P].
+
+    Returns:
+        Float64 [P] on the budget's device, without waiting for it.
+
+    Raises:
+        ValueError: the budget has no `numel`, or `lr` or `weight_decay` are no numbers for its rows.
+
+    >>> budget = ForceBudget.from_sums(
+    ...     torch.tensor([-0.5]), torch.tensor([1.0]), torch.tensor([4.0]), lr=0.1, weight_decay=0.1,
+    ...     numel=torch.tensor([4]),
+    ... )
+    >>> found = equilibrium(budget, lr=0.1, weight_decay=0.1)
+    >>> found.balance_rms, found.noise_rms
+    (tensor([1.1694], dtype=torch.float64), tensor([0.7071], dtype=torch.float64))
+    """
+    if budget.numel is None:
+        raise ValueError("the budget has no numel, so σ = √(‖w‖²/n) is not known; give numel= to from_sums")
+    shape = torch.as_tensor(budget.norm_sq).shape
+
+    def column(name: str, value: Any) -> Tensor:
+        given = torch.as_tensor(value, dtype=torch.float64, device=torch.as_tensor(budget.norm_sq).device)
+        if given.ndim and given.shape != shape:
+            raise ValueError(
+                f"{name} must be a number or one for each row {list(shape)}, got shape {list(given.shape)}"
+            )
+        return given.expand(shape)
+
+    eta, omega = column("lr", lr), column("weight_decay", weight_decay)
+    numel, steps = column("numel", budget.numel), column("steps", budget.steps)
+    norm_sq, change = column("norm_sq", budget.norm_sq), column("change", budget.predicted_change)
+    if budget.rounding is not None:
+        change = change + column("rounding", budget.rounding)
+    added = column("forces", budget.alignment + budget.injection + budget.coupling).clamp(min=0)
+    shrinkage = eta * omega
+    balance = torch.where(shrinkage > 0, added / (2 * shrinkage * steps * numel), torch.inf)
+    return Equilibrium(
+        rms=((norm_sq + change) / numel).sqrt(),
+        balance_rms=balance.sqrt(),
+        noise_rms=torch.where(omega > 0, eta / (2 * omega), torch.inf).sqrt(),
+        steps_to_equilibrium=TIME_CONSTANTS / shrinkage,
+        names=budget.names,
+        role_overrides=budget.role_overrides,
+    )
