@@ -7,6 +7,7 @@ from . import scaling
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
+from .gain import GainMeter, Gains, gain
 from .gram import CheckpointGram
 from .gram_pass import checkpoint_gram, extend_gram
 from .ledger import Ledger
@@ -39,6 +40,8 @@ __all__ = [
     "CheckpointGram",
     "ForceBudget",
     "ForceSeries",
+    "GainMeter",
+    "Gains",
     "Impulses",
     "Ledger",
     "ParquetSink",
@@ -56,6 +59,7 @@ __all__ = [
     "find_phases",
     "fit_weibull",
     "forces",
+    "gain",
     "integrate_forces",
     "phase_table",
     "read_records",

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..columns import Columns
@@ -48,6 +50,10 @@ class Classification(Columns):
     def __len__(self) -> int:
         return len(self.names)
 
+    def to_dict(self) -> dict[str, Any]:
+        """`name`, `class` and `shape`, text such as 64x256, as numpy arrays [P]."""
+        return {"name": np.array(self.names)} | labels(self.classes, self.shapes)
+
     def of(self, name: str) -> str:
         """The class of the parameter of this name.
 
@@ -61,6 +67,11 @@ class Classification(Columns):
                 f"'{name}' is not among the {len(self)} classified parameters, which begin with "
                 f"{', '.join(self.names[:_SHOWN])}; classify the model that is trained"
             ) from None
+
+
+def labels(classes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    """The columns `class` and `shape` of a table."""
+    return {"class": np.array(classes), "shape": np.array(["x".join(map(str, shape)) for shape in shapes])}
 
 
 def classify(named: Named, overrides: Mapping[str, str] | None = None) -> Classification:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..columns import Columns
 from ..names import Named
-from .classes import Classification, classify
+from .classes import Classification, classify, labels
 from .groups import law_of, laws
 from .rules import SIGMA_EXPONENT, WidthRule, equilibrium_steps, named_rule, width_ratio
 
@@ -59,9 +59,8 @@ class ScalingTable(Columns):
 
     def to_dict(self) -> dict[str, Any]:
         """Columns by name, as numpy arrays; a shape is text such as 64x256."""
-        labels = {"class": np.array(self.classes), "shape": np.array([_shape(s) for s in self.shapes])}
         columns = super().to_dict()
-        return {"name": columns.pop("name")} | labels | columns
+        return {"name": columns.pop("name")} | labels(self.classes, self.shapes) | columns
 
     def __str__(self) -> str:
         from ..report import scaling_table
@@ -137,7 +136,3 @@ def describe(
         steps_to_equilibrium=np.array([equilibrium_steps(*pair) for pair in zip(lrs, decays, strict=True)]),
         parameters=np.ones(len(chosen), dtype=np.int64),
     )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

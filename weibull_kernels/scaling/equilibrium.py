@@ -109,6 +109,7 @@ def equilibrium(budget: ForceBudget, *, lr: Any, weight_decay: Any) -> Equilibri
     added = column("forces", budget.alignment + budget.injection + budget.coupling).clamp(min=0)
     shrinkage = eta * omega
     balance = torch.where(shrinkage > 0, added / (2 * shrinkage * steps * numel), torch.inf)
+    balance = torch.where(steps > 0, balance, torch.nan)
     return Equilibrium(
         rms=((norm_sq + change) / numel).sqrt(),
         balance_rms=balance.sqrt(),
