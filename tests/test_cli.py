@@ -431,18 +431,18 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
 def test_a_row_that_is_infinite_is_null_in_json(path, tmp_path):
     rows = survey_checkpoint(open_checkpoint(path), path).roles
     rows = [replace(rows[0], rms=math.inf, scale=-math.inf, ks=math.nan)]
-    cli.fit._write_json(rows, str(tmp_path / "rows.json"))
+    cli.files.WRITERS["json"](survey.to_arrow(rows), str(tmp_path / "rows.json"))
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["rms"], row["scale"], row["ks"], row["k"]) == (None, None, None, rows[0].k)
 
 
 def test_a_file_that_cannot_be_written_is_left_as_it_is(path, tmp_path):
     rows = [replace(survey_checkpoint(open_checkpoint(path), path).roles[0], name="\ud800")]
-    for kind, write in cli.fit._WRITERS.items():
+    for kind, write in cli.files.WRITERS.items():
         file = tmp_path / f"rows.{kind}"
         file.write_text("of last week")
         with pytest.raises(UnicodeEncodeError):
-            write(rows, str(file))
+            write(survey.to_arrow(rows), str(file))
         assert file.read_text() == "of last week"
 
 

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, fit, recover
+from . import doctor, fit, recover, scale
 
 app = typer.Typer(
     name="weibull-kernels",
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Weibull fits of the weights in checkpoints, and the forces between them.",
+    help="Weibull fits of the weights in checkpoints, the forces between them, and rules across widths.",
 )
 
 
@@ -42,4 +42,5 @@ def _options(
 # In the order of --help. The modules are named, so that they are not hidden by their functions.
 app.command()(fit.fit)
 app.command()(recover.recover)
+app.command()(scale.scale)
 app.command()(doctor.doctor)

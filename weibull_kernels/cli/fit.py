@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .files import WRITERS, check_files
 from .terminal import (
     FAILED,
     NOTHING,
-    check_files,
     first_few,
     one_line_if_it_fails,
     print_table,
@@ -72,7 +70,7 @@ def fit(
     files = {"json": json_file, "csv": csv_file, "parquet": parquet_file}
     check_files(files, text=("json", "csv"))
     from ..checkpoints import open_checkpoint
-    from ..survey import survey_checkpoint
+    from ..survey import survey_checkpoint, to_arrow
 
     failed = 0
     opened: list[tuple[str, Checkpoint]] = []
@@ -101,57 +99,10 @@ def fit(
     for kind, file in files.items():
         if file is not None and surveys:  # else what is there may be better than nothing
             with one_line_if_it_fails(file) as outcome:
-                _WRITERS[kind](rows, file)
+                WRITERS[kind](to_arrow(rows), file)
             failed += outcome.failed
     if failed:
         raise typer.Exit(FAILED)
-
-
-def _write_json(rows: list[FittedRow], file: str) -> None:
-    from ..survey import to_arrow
-
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    found = [{name: finite(value) for name, value in row.items()} for row in to_arrow(rows).to_pylist()]
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if file == "-":
-        typer.echo(text, nl=False)
-    else:
-        Path(file).write_bytes(text.encode())
-
-
-def _write_csv(rows: list[FittedRow], file: str) -> None:
-    import csv
-    import dataclasses
-    import io
-
-    from ..survey import to_arrow
-
-    text = io.StringIO()
-    table = to_arrow(rows)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    writer.writerows(map(dataclasses.astuple, rows))
-    if file == "-":
-        typer.echo(text.getvalue(), nl=False)
-    else:
-        Path(file).write_bytes(text.getvalue().encode())
-
-
-def _write_parquet(rows: list[FittedRow], file: str) -> None:
-    import pyarrow.parquet as pq
-
-    from ..survey import to_arrow
-
-    pq.write_table(to_arrow(rows), file)
-
-
-_WRITERS: dict[str, Callable[[list[FittedRow], str], None]] = {
-    "json": _write_json,
-    "csv": _write_csv,
-    "parquet": _write_parquet,
-}
 
 
 def _print_surveys(surveys: dict[str, Survey], method: Method, min_numel: int, *, with_path: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import FAILED, check_files, first_few, one_line_if_it_fails, progress_of_bytes
+from .files import check_files
+from .terminal import FAILED, first_few, one_line_if_it_fails, progress_of_bytes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -1,11 +1,10 @@
-"""What the commands share: files, errors in one line, progress, and tables in a terminal."""
+"""What the commands share: errors in one line, progress, and tables in a terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -60,28 +59,6 @@ def progress_of_bytes(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def check_files(files: Mapping[str, str | None], *, text: Collection[str]) -> None:
-    """The files to write by their options, before anything is read: a model takes minutes.
-
-    Those of `text` may be -, stdout, but only one of them at a time.
-    """
-    on_stdout = [kind for kind, file in files.items() if file == "-"]
-    for kind in on_stdout:
-        if kind not in text:
-            raise typer.BadParameter(f"{kind.capitalize()} is not text; name a file", param_hint=f"--{kind}")
-    if len(on_stdout) > 1:
-        options = " and ".join(f"--{kind}" for kind in on_stdout)
-        raise typer.BadParameter(f"only one of {options} can go to stdout")
-    for kind, file in files.items():
-        if file is None or file == "-":
-            continue
-        path = Path(file)
-        if not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=f"--{kind}")
-        if path.is_dir():
-            raise typer.BadParameter(f"{file} is a folder; name a file", param_hint=f"--{kind}")
 
 
 def first_few(items: list[str]) -> str:

@@ -1,0 +1,166 @@
+"""`weibull-kernels scale`: what a width rule makes of the parameters of a model, as a table."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .files import WRITERS, check_files
+from .terminal import FAILED, one_line_if_it_fails
+
+if TYPE_CHECKING:
+    from ..scaling import ScalingTable
+
+
+class Rule(str, Enum):
+    """The names in `scaling.RULES`."""
+
+    published = "published"
+    constant = "constant"
+    proportional = "proportional"
+
+
+class Decay(str, Enum):
+    """What a weight decay means."""
+
+    coupled = "coupled"
+    independent = "independent"
+
+
+class Head(str, Enum):
+    """The law of the head."""
+
+    vector = "vector"
+    matrix = "matrix"
+
+
+class By(str, Enum):
+    """What has a row."""
+
+    kind = "kind"
+    tensor = "tensor"
+
+
+def scale(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_OR_SHAPES",
+            help="a checkpoint, of which names and shapes alone are read; or a .json of shapes by name",
+            show_default=False,
+        ),
+    ],
+    base_width: Annotated[
+        float, typer.Option("--from", metavar="WIDTH", help="of the proxy", show_default=False)
+    ],
+    width: Annotated[float, typer.Option("--to", metavar="WIDTH", help="of the target", show_default=False)],
+    lr: Annotated[float, typer.Option(metavar="η", help="of the proxy", show_default=False)],
+    weight_decay: Annotated[float, typer.Option(metavar="ω", help="of the proxy", show_default=False)],
+    rule: Annotated[Rule, typer.Option(help="weight decay ∝ √width, constant, or ∝ width")] = Rule.published,
+    decay: Annotated[
+        Decay, typer.Option(help="PyTorch's, times lr in a step; or the part of w taken off in a step")
+    ] = Decay.coupled,
+    head: Annotated[
+        Head, typer.Option(help="vector: constant lr, logits times 1/m; matrix: as a matrix")
+    ] = Head.vector,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="PATTERN=CLASS",
+            help="what a parameter is: matrix, vector, embedding or head; may be repeated",
+        ),
+    ] = None,
+    width_exponent: Annotated[float, typer.Option(help="e of σ_top ∝ √(η/ω)·width^e")] = 0.75,
+    by: Annotated[By, typer.Option(help="layers together, or a row for each tensor")] = By.kind,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="write the rows; - is stdout, without the table"),
+    ] = None,
+    csv_file: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="write the rows; - is stdout, without the table"),
+    ] = None,
+) -> None:
+    """Carry lr and weight decay from a narrow model to a wide one, parameter by parameter.
+
+    Matrices get lr ∝ 1/width and weight decay ∝ √width (or a rival rule), the rest a constant lr and no
+    decay. Exits with 2 where the model cannot be read or a parameter cannot be classified.
+    """
+    files = {"json": json_file, "csv": csv_file}
+    check_files(files, text=("json", "csv"))
+    classes = dict(map(_override, overrides or ()))
+    with one_line_if_it_fails(str(model)) as outcome:
+        from ..scaling import describe
+
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            table = describe(
+                _shapes(model),
+                width=width,
+                base_width=base_width,
+                lr=lr,
+                weight_decay=weight_decay,
+                rule=rule.value,
+                decay=decay.value,
+                head=head.value,
+                overrides=classes,
+                width_exponent=width_exponent,
+            )
+        table = table.by_kind() if by is By.kind else table
+        if "-" not in files.values():
+            _print(table, width / base_width, head)
+        for warning in said:
+            typer.echo(str(warning.message).replace("overrides", "--class"), err=True)
+        for kind, file in files.items():
+            if file is not None:
+                import pyarrow as pa
+
+                WRITERS[kind](pa.table(table.to_dict()), file)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
+
+
+def _override(given: str) -> tuple[str, str]:
+    pattern, equals, scaling_class = given.rpartition("=")
+    if not equals:
+        raise typer.BadParameter(f"expected PATTERN=CLASS, got {given!r}", param_hint="--class")
+    return pattern, scaling_class
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """By name, of a checkpoint or of a file that says them."""
+    from ..checkpoints import open_checkpoint
+
+    if path.suffix == ".json" and not path.name.endswith(".index.json"):
+        return {name: _shape(name, shape) for name, shape in _read_json(path).items()}
+    return {name: tensor.shape for name, tensor in open_checkpoint(path).tensors.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'expected {{"name": [shape], ...}}, got a {type(found).__name__}')
+    return found
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"the shape of '{name}' must be a list of positive sizes, got {shape!r}")
+    return tuple(shape)
+
+
+def _print(table: ScalingTable, m: float, head: Head) -> None:
+    from ..scaling import output_scale
+
+    typer.echo(f"{table}\n\nm = {m:g}; σ_top ratio: predicted, in equilibrium, target over proxy")
+    if head is Head.vector and "head" in table.classes:
+        typer.echo(f"multiply the logits by {output_scale(m):g} (1/m): the head keeps its lr")
