@@ -1,0 +1,83 @@
+"""The norm at which forces balance: of noise by theory, of a model by training on."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import weibull_kernels as wk
+from weibull_kernels import scaling
+
+
+def test_updates_of_noise_come_to_rest_at_the_predicted_norm():
+    """σ = √(η/2ω) whatever β₁ is; told from the forces long before it is reached."""
+    lr, omega = 0.01, 0.5
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(20_000))
+    optimizer = wk.AdamW([("weight", weight)], lr=lr, weight_decay=omega)
+    found = []
+    for _ in range(16):
+        for _ in range(50):
+            weight.grad = torch.randn(20_000)
+            optimizer.step()
+        found.append(scaling.equilibrium(optimizer.ledger.drain(), lr=lr, weight_decay=omega))
+    early, late = found[1], found[-1]
+    assert early.distance.item() < -0.1
+    assert not early.reached().item()
+    assert late.reached().item()
+    assert late.noise_rms.item() == pytest.approx(math.sqrt(lr / 2 / omega))
+    for equilibrium in (early, late):
+        assert equilibrium.coherence.item() == pytest.approx(1, abs=0.03)
+        assert equilibrium.balance_rms.item() == pytest.approx(late.rms.item(), rel=0.03)
+    assert late.rms.item() == pytest.approx(weight.detach().double().square().mean().sqrt().item(), rel=1e-6)
+    assert late.steps_to_equilibrium.item() == pytest.approx(600)
+
+
+def test_equilibrium_where_nothing_decays_or_moves():
+    budget = wk.ForceBudget.from_sums(
+        torch.tensor([-0.5, 0.5, 0.0]),
+        torch.tensor([1.0, 0.0, 0.0]),
+        torch.tensor([4.0, 4.0, 4.0]),
+        lr=0.1,
+        weight_decay=torch.tensor([0.0, 0.1, 0.1]),
+        numel=torch.tensor([4, 4, 4]),
+        steps=torch.tensor([1, 1, 0]),
+        names=("a.mlp.up_proj.weight", "b", "c"),
+    )
+    found = scaling.equilibrium(budget, lr=0.1, weight_decay=torch.tensor([0.0, 0.1, 0.1]))
+    assert found.balance_rms[:2].tolist() == [math.inf, 0]
+    assert found.balance_rms[2].isnan()
+    assert found.noise_rms[0] == math.inf
+    assert found.roles == ("ffn", "other", "other")
+    assert found.to_pandas()["rms"].tolist()[2] == pytest.approx(0.99)
+    with pytest.raises(ValueError, match=r"lr must be a number or one for each row \[3\], got shape \[2\]"):
+        scaling.equilibrium(budget, lr=[0.1, 0.1], weight_decay=0.1)
+    with pytest.raises(ValueError, match="the budget has no numel"):
+        scaling.equilibrium(wk.ForceBudget.from_sums(0.1, 1.0, 1.0, lr=0.1), lr=0.1, weight_decay=0.1)
+
+
+def test_where_trained_matrices_come_to_rest():
+    """Told by each interval of a regression, against the norms that training on led to."""
+    lr, omega = 0.01, 1.0
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32, bias=False), nn.Tanh(), nn.Linear(32, 8, bias=False))
+    teacher = nn.Sequential(nn.Linear(16, 32, bias=False), nn.Tanh(), nn.Linear(32, 8, bias=False))
+    optimizer = wk.AdamW(model.named_parameters(), lr=lr, weight_decay=omega)
+    found = []
+    for _ in range(10):
+        for _ in range(100):
+            x = torch.randn(8, 16)
+            with torch.no_grad():
+                y = teacher(x) + 0.3 * torch.randn(8, 8)
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+        found.append(scaling.equilibrium(optimizer.ledger.drain(), lr=lr, weight_decay=omega))
+    at_rest = torch.stack([equilibrium.rms for equilibrium in found[5:]]).mean(0)
+    assert found[0].distance.abs().min() > 0.3  # they begin far from it
+    assert not found[0].reached().any()
+    for equilibrium in found[1:]:
+        torch.testing.assert_close(equilibrium.balance_rms, at_rest, rtol=0.1, atol=0)
+    assert torch.stack([equilibrium.reached() for equilibrium in found[5:]]).all()
