@@ -39,6 +39,7 @@ WK_INLINE Doubles read_as_double(const double* from) { return _mm256_loadu_pd(fr
 #include "sum_chunk.h"
 #include "adamw_chunk.h"
 #include "gram_chunk.h"
+#include "normal_product_chunk.h"
 
 }  // namespace avx2
 }  // namespace weibull

@@ -13,6 +13,7 @@
 #include "gram.h"
 #include "histogram.h"
 #include "instruction_sets.h"
+#include "normal_product.h"
 #include "sums.h"
 
 namespace py = pybind11;
@@ -188,6 +189,55 @@ DoubleArray moves(const Int64Array& columns, int64_t count, const std::string& i
     return table;
 }
 
+enum MatrixColumn {
+    kMatrixAddress,
+    kMatrixDtype,
+    kPieces,
+    kPieceRows,
+    kEntriesPerRow,
+    kPieceStride,
+    kRowStride,
+    kVectorsAddress,
+    kMatrixColumns
+};
+
+// The products lie one after the other, [b, n] each.
+DoubleArray normal_product(const Int64Array& matrices, int64_t b, const std::string& instruction_set,
+                           int threads) {
+    require(matrices.ndim() == 2 && matrices.shape(1) == kMatrixColumns, "matrices must be [P, 8]");
+    require(b > 0, "there must be at least one vector");
+    const InstructionSet set = find_instruction_set(instruction_set);
+    const auto cell = matrices.unchecked<2>();
+    std::vector<NormalProduct> products(matrices.shape(0));
+    int64_t size = 0;
+    for (size_t i = 0; i < products.size(); ++i) {
+        for (const MatrixColumn column : {kPieces, kPieceRows, kEntriesPerRow})
+            require(cell(i, column) > 0, "a matrix has rows and columns");
+        require(cell(i, kMatrixAddress) != 0 && cell(i, kVectorsAddress) != 0,
+                "a matrix or its vectors have no memory; was a storage freed?");
+        products[i] = {{{pointer<void>(cell(i, kMatrixAddress)), Dtype(cell(i, kMatrixDtype))},
+                        cell(i, kPieces),
+                        cell(i, kPieceRows),
+                        cell(i, kEntriesPerRow),
+                        cell(i, kPieceStride),
+                        cell(i, kRowStride)},
+                       pointer<const double>(cell(i, kVectorsAddress)),
+                       nullptr};
+        size += b * cell(i, kEntriesPerRow);
+    }
+    DoubleArray found(size);
+    double* to = found.mutable_data();
+    for (NormalProduct& product : products) {
+        product.product = to;
+        to += b * product.matrix.columns;
+    }
+    {
+        py::gil_scoped_release release;
+        normal_products(products, b, set, threads);
+    }
+    return found;
+}
+
 std::vector<std::string> instruction_set_names() {
     std::vector<std::string> names;
     for (const InstructionSet& set : instruction_sets()) names.emplace_back(set.name);
@@ -218,4 +268,7 @@ PYBIND11_MODULE(_cpu, module) {
         "moves", &weibull::moves, "columns"_a, "count"_a, "instruction_set"_a,
         "The squared norm of each of K columns and of its difference to the one before, float64 [K, 2], "
         "over their `count` entries, on the calling thread.");
+    module.def(
+        "normal_product", &weibull::normal_product, "matrices"_a, "b"_a, "instruction_set"_a, "threads"_a,
+        "V·AᵀA of P matrices and b vectors each by a table [P, 8], float64 [b, n] one after the other.");
 }

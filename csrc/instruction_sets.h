@@ -6,12 +6,15 @@
 
 #include "adamw.h"
 #include "gram.h"
+#include "normal_product.h"
 #include "sums.h"
 
 namespace weibull {
 
 // They take the entries [begin, begin + count) of a tensor. gram_chunk adds to the lower triangle of gram
 // [size, size], moves_chunk to moves [size, 2]; they work in as many bytes as their workspace says.
+// normal_product_chunk takes the rows [begin, end) of a matrix and adds to the products of `slices` times
+// kVectors vectors; for where they lie see place_of. The vectors are of the numbers that it works in.
 #define WK_CHUNK_LOOPS                                                                                   \
     Sums sum_chunk(const Tensor&, int64_t begin, int64_t count);                                         \
     StepSums step_chunk(const Stepped&, const StepNumbers&, int64_t begin, int64_t count);               \
@@ -20,7 +23,10 @@ namespace weibull {
                     double* gram);                                                                       \
     int64_t moves_workspace(int64_t size);                                                               \
     void moves_chunk(const Column* columns, int64_t size, int64_t begin, int64_t count, void* workspace, \
-                     double* moves);
+                     double* moves);                                                                     \
+    int64_t normal_product_workspace(const Matrix&, int64_t slices);                                     \
+    void normal_product_chunk(const Matrix&, const void* vectors, int64_t slices, int64_t begin,         \
+                              int64_t end, void* workspace, double* product);
 
 namespace portable {
 WK_CHUNK_LOOPS
@@ -42,6 +48,8 @@ struct InstructionSet {
     decltype(&portable::gram_chunk) gram_chunk;
     decltype(&portable::moves_workspace) moves_workspace;
     decltype(&portable::moves_chunk) moves_chunk;
+    decltype(&portable::normal_product_workspace) normal_product_workspace;
+    decltype(&portable::normal_product_chunk) normal_product_chunk;
 };
 
 // Those this processor runs, the widest first.

@@ -43,6 +43,7 @@ WK_INLINE Doubles read_as_double(const double* from) { return Doubles{from[0], f
 #include "sum_chunk.h"
 #include "adamw_chunk.h"
 #include "gram_chunk.h"
+#include "normal_product_chunk.h"
 
 }  // namespace portable
 }  // namespace weibull

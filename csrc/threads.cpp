@@ -9,9 +9,6 @@
 namespace weibull {
 namespace {
 
-// Chunks a thread takes at a time: neighbours in memory, and rare enough to count with an atomic.
-constexpr size_t kBatch = 16;
-
 // Below this many entries a thread costs more than it saves.
 constexpr int64_t kEntriesPerThread = 1 << 16;
 
@@ -40,15 +37,15 @@ void run_on_threads(int threads, const std::function<void()>& work) {
 
 }  // namespace
 
-void share_chunks(const std::vector<Chunk>& chunks, int threads,
-                  const std::function<void(const Take&)>& work) {
+void share_chunks(const std::vector<Chunk>& chunks, int threads, const std::function<void(const Take&)>& work,
+                  size_t batch) {
     int64_t entries = 0;
     for (const Chunk& chunk : chunks) entries += chunk.count;
     const int64_t useful = 1 + entries / kEntriesPerThread;
     std::atomic<size_t> next{0};
     const Take take = [&](size_t& first, size_t& last) {
-        first = next.fetch_add(kBatch);
-        last = std::min(first + kBatch, chunks.size());
+        first = next.fetch_add(batch);
+        last = std::min(first + batch, chunks.size());
         return first < last;
     };
     run_on_threads(int(std::min<int64_t>(std::max(threads, 1), useful)), [&] { work(take); });

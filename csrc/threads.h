@@ -9,6 +9,10 @@
 
 namespace weibull {
 
+// Chunks of kChunk entries a thread takes at a time: neighbours in memory, and rare enough to count with an
+// atomic.
+constexpr size_t kBatch = 16;
+
 struct Chunk {
     int64_t tensor, begin, count;
 };
@@ -28,7 +32,7 @@ std::vector<Chunk> chunks_of(const Tensors& tensors) {
 // Calls work(take) on up to `threads` threads, this one among them; each takes batches [first, last)
 // of chunks by take(first, last) until that is false. An exception reaches the caller when all are done.
 using Take = std::function<bool(size_t& first, size_t& last)>;
-void share_chunks(const std::vector<Chunk>& chunks, int threads,
-                  const std::function<void(const Take&)>& work);
+void share_chunks(const std::vector<Chunk>& chunks, int threads, const std::function<void(const Take&)>& work,
+                  size_t batch = kBatch);
 
 }  // namespace weibull

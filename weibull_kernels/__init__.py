@@ -7,6 +7,7 @@ from . import scaling
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
+from .fused import Fused
 from .gain import GainMeter, Gains, gain
 from .gram import CheckpointGram
 from .gram_pass import checkpoint_gram, extend_gram
@@ -19,6 +20,8 @@ from .recovery import recover, recover_from_norms
 from .report import budget_table, phase_table
 from .roles import ROLES, TRANSMISSION, role_of
 from .series import ForceSeries, Impulses, Recovery
+from .singular_values import TopSingularValues, top_singular_values
+from .spectra import Spectra, shape_distance, spectrum
 from .statistics import WeightStatistics, weight_statistics
 from .super_weights import without_super_weights
 from .trajectory import find_checkpoints
@@ -40,6 +43,7 @@ __all__ = [
     "CheckpointGram",
     "ForceBudget",
     "ForceSeries",
+    "Fused",
     "GainMeter",
     "Gains",
     "Impulses",
@@ -49,6 +53,8 @@ __all__ = [
     "Recovery",
     "RunSummary",
     "Shares",
+    "Spectra",
+    "TopSingularValues",
     "WeibullFit",
     "WeightStatistics",
     "backends",
@@ -68,7 +74,10 @@ __all__ = [
     "recover_from_norms",
     "role_of",
     "scaling",
+    "shape_distance",
+    "spectrum",
     "summarize_run",
+    "top_singular_values",
     "weight_statistics",
     "without_super_weights",
 ]

@@ -23,9 +23,13 @@ KERNELS = {
     ("gram", "cpu"): "weibull_kernels.kernels.cpu:gram",
     ("moves", "reference"): "weibull_kernels.kernels.reference:moves",
     ("moves", "cpu"): "weibull_kernels.kernels.cpu:moves",
+    ("normal_product", "reference"): "weibull_kernels.kernels.reference:normal_product",
+    ("normal_product", "cpu"): "weibull_kernels.kernels.cpu:normal_product",
     # Float64 products of matrices are what cuBLAS is best at; the moves are plain sums.
     ("gram", "triton"): "weibull_kernels.kernels.reference:gram",
     ("moves", "triton"): "weibull_kernels.kernels.reference:moves",
+    # So are two products of a matrix with a few vectors; what a GPU's caches hold, the second finds there.
+    ("normal_product", "triton"): "weibull_kernels.kernels.reference:normal_product",
 }
 """Named, not imported: Triton takes a while to load and need not be installed."""
 

@@ -19,6 +19,7 @@ from .roles import ROLES, TRANSMISSION
 
 if TYPE_CHECKING:
     from .scaling.description import ScalingTable
+    from .scaling.transfer import TransferCheck
 
 _WIDTH = 120
 # Names are anyone's: brackets and colons in them are no markup.
@@ -137,6 +138,20 @@ def scaling_table(table: ScalingTable) -> str:
             number(table.steps_to_equilibrium[row], ",.0f"),
         )
     return _plain(plain)
+
+
+def transfer_table(check: TransferCheck) -> str:
+    """Ratios of top singular values by role, as plain text, and the verdict below."""
+    table = _table("role", "matrices", "σ_top ratio", "smallest", "largest", "shape distance", "transferred")
+    for row, role in enumerate(check.names):
+        numbers = (check.ratio[row], check.low[row], check.high[row], check.shape_distance[row])
+        table.add_row(
+            shown(role),
+            str(check.matrices[row]),
+            *(f"{number:.3f}" for number in numbers),
+            "yes" if check.transferred[row] else "no",
+        )
+    return f"{_plain(table)}\n\n{check.verdict}"
 
 
 def shown(name: str) -> str:

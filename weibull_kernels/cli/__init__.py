@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, fit, recover, scale
+from . import doctor, fit, recover, scale, spectrum
 
 app = typer.Typer(
     name="weibull-kernels",
@@ -43,4 +43,5 @@ def _options(
 app.command()(fit.fit)
 app.command()(recover.recover)
 app.command()(scale.scale)
+app.command()(spectrum.spectrum)
 app.command()(doctor.doctor)

@@ -99,6 +99,46 @@ def moves(columns: Sequence[Tensor], *, instruction_set: str | None = None) -> T
     return torch.from_numpy(table)
 
 
+def normal_product(
+    matrices: Sequence[Tensor], vectors: Sequence[Tensor], *, instruction_set: str | None = None
+) -> list[Tensor]:
+    """The products of `reference.normal_product`, by as many threads as torch is set to.
+
+    In one read of the matrices, in float32 for all that are not float64. Those whose entries do not lie
+    side by side in a row are copied, one at a time. The vectors must be contiguous.
+    """
+    found: dict[int, Tensor] = {}
+    together: dict[int, list[int]] = {}  # by how many vectors
+    for i, matrix in enumerate(matrices):
+        if matrix.stride(-1) == 1 or matrix.shape[-1] == 1:
+            together.setdefault(len(vectors[i]), []).append(i)
+        else:
+            found[i] = normal_product([matrix.contiguous()], [vectors[i]], instruction_set=instruction_set)[0]
+    for count, rows in together.items():
+        cells = [_matrix(matrices[i], vectors[i]) for i in rows]
+        products = _cpu.normal_product(
+            np.array(cells, dtype=np.int64),
+            count,
+            instruction_set=instruction_set or _cpu.instruction_sets()[0],
+            threads=torch.get_num_threads(),
+        )
+        parts = torch.split(torch.from_numpy(products), [vectors[i].numel() for i in rows])
+        found |= {i: part.view(count, -1) for i, part in zip(rows, parts, strict=True)}
+    return [found[i] for i in range(len(matrices))]
+
+
+def _matrix(matrix: Tensor, vectors: Tensor) -> tuple[int, ...]:
+    """A row of the table of matrices, as in csrc/bindings.cpp."""
+    pieces = matrix if matrix.ndim == 3 else matrix[None]
+    return (
+        matrix.data_ptr(),
+        _DTYPES[matrix.dtype],
+        *pieces.shape,
+        *pieces.stride()[:2],
+        vectors.data_ptr(),
+    )
+
+
 def _states(columns: Sequence[Tensor]) -> tuple[NDArray[np.int64], int]:
     """Addresses and dtypes [K, 2] of a tensor's states, and their length."""
     count = columns[0].numel()

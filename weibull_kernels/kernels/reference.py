@@ -159,6 +159,26 @@ def moves(columns: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def normal_product(matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Z = V·AᵀA for each matrix A and its vectors, the rows of V: float64 [b, n] each.
+
+    On a CPU, and for float64 matrices, in float64. Elsewhere the others are multiplied in float32 as
+    torch is set to do it (so without TF32 unless it was asked for), one matrix at a time, so that no
+    float64 copy of a model is made on a device that may be slow at it.
+
+    Args:
+        matrices: [m, n], or [heads, m, n] for rows in several pieces; any floating dtype and strides.
+        vectors: float64 [b, n] for each.
+    """
+    found = []
+    for matrix, rows in zip(matrices, vectors, strict=True):
+        exact = matrix.dtype == torch.float64 or matrix.device.type == "cpu"
+        work = torch.float64 if exact else torch.float32
+        a = matrix.detach().flatten(0, -2).to(work)
+        found.append(((rows.to(work) @ a.T) @ a).double())
+    return found
+
+
 def _states(columns: Sequence[Tensor]) -> Iterator[Tensor]:
     """Blocks [K, entries] of columns of one length, in float64."""
     for blocks in zip(*(torch.split(column.detach(), _STATES_BLOCK) for column in columns), strict=True):

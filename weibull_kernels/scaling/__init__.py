@@ -14,6 +14,7 @@ from .rules import (
     output_scale,
     width_ratio,
 )
+from .transfer import TransferCheck, check_transfer, training_age
 
 __all__ = [
     "RULES",
@@ -21,8 +22,10 @@ __all__ = [
     "Classification",
     "Equilibrium",
     "ScalingTable",
+    "TransferCheck",
     "WidthRule",
     "attention_scale",
+    "check_transfer",
     "classify",
     "coupled_decay",
     "describe",
@@ -33,5 +36,6 @@ __all__ = [
     "param_groups",
     "peak_lrs",
     "require_ratios",
+    "training_age",
     "width_ratio",
 ]

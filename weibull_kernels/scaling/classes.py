@@ -25,7 +25,10 @@ _FUSED = re.compile(
     r"|gate_up_proj|w12|w13)(\.|$)"
 )
 _FLAT = re.compile(r"(^|\.)_?flat_param")
-_MATRIX_ROLES = ("attention_output", "ffn", "qkv")
+
+MATRIX_ROLES = ("attention_output", "ffn", "qkv")
+"""The roles whose tensors are matrix-like."""
+
 _SHOWN = 4
 
 
@@ -160,7 +163,7 @@ def _class_of(name: str, shape: tuple[int, ...], overrides: Mapping[str, str]) -
     role = role_of(name)
     if _FLAT.search(name):
         return None
-    if role in _MATRIX_ROLES:
+    if role in MATRIX_ROLES:
         return "matrix" if len(shape) in (2, 3) else None
     if role in ("embedding", "head"):
         return role if len(shape) == 2 else None
