@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := $(wildcard csrc/*)
 PROGRAMS := weibull_kernels python benchmarks tests setup.py
 
-.PHONY: help demo test check bench recovery gpu format clean
+.PHONY: help demo test check bench recovery width-synthetic width-transfer gpu format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make check   lint, format, types, build, import"
 	@echo "make bench   the benchmarks, written to benchmarks/results and README.md"
 	@echo "make recovery  train six runs and compare recovered forces with the true ones (half an hour)"
+	@echo "make width-synthetic  how the top singular value goes with lr, decay and width (an hour and a half)"
+	@echo "make width-transfer   whether a narrow model's lr and decay hold on wider ones (an hour)"
 	@echo "make gpu     everything that needs a GPU, with PYTHON's own torch ($(PYTHON))"
 	@echo "make format  write the format that make check asks for"
 
@@ -42,6 +44,12 @@ bench: .venv/ready
 
 recovery: .venv/ready
 	$(BIN)/python python/recovery_accuracy.py $(ARGS)
+
+width-synthetic: .venv/ready
+	$(BIN)/python python/width_synthetic.py $(ARGS)
+
+width-transfer: .venv/ready
+	$(BIN)/python python/width_transfer.py $(ARGS)
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py

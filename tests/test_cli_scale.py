@@ -49,7 +49,8 @@ def test_the_table(shapes):
         "12,000",
     ]
     assert lines[-2].startswith("m = 16;")
-    assert lines[-1] == "multiply the logits by 0.0625 (1/m): the head keeps its lr"
+    assert lines[-1].startswith("multiply the logits by 0.0625 (1/m): the head,")
+    assert "multiply" not in run(shapes, *RATES, "--head", "matrix").stdout
 
 
 def test_rows_are_those_of_describe(shapes):
@@ -67,7 +68,8 @@ def test_rows_are_those_of_describe(shapes):
     for row, name in enumerate(table.names):
         assert found[name]["lr"] == table.lr[row]
         assert found[name]["weight_decay"] == table.weight_decay[row]
-    assert found["lm_head.weight"]["sigma_ratio"] == pytest.approx(2)
+    assert found["model.layers.0.mlp.up_proj.weight"]["sigma_ratio"] == pytest.approx(2)
+    assert found["lm_head.weight"]["sigma_ratio"] is None  # the vocabulary does not grow
     assert found["model.norm.weight"]["steps_to_equilibrium"] is None  # never: JSON has no infinity
 
 
@@ -84,7 +86,10 @@ def test_independent_decay_is_converted(shapes):
 def test_what_cannot_be_classified_is_named_and_can_be_said(tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text(json.dumps(SHAPES | {"block.router.weight": [8, 256]}))
-    assert "cannot tell the scaling class of block.router.weight [8, 256]" in run(path, *RATES, code=2).stderr
+    said = run(path, *RATES, code=2).stderr
+    assert (
+        "cannot tell the scaling class of block.router.weight [8, 256]; say what they are in --class" in said
+    )
     found = rows(path, "--class", "*.router.*=vector")
     assert found["block.router.weight"]["class"] == "vector"
 
@@ -113,4 +118,4 @@ def test_files_that_are_no_shapes(tmp_path, text, said):
 
 def test_bad_options(shapes):
     assert "expected PATTERN=CLASS" in run(shapes, *RATES, "--class", "matrix", code=2).stderr
-    assert "base_width must be a positive number" in run(shapes, *RATES, "--from", "0", code=2).stderr
+    assert "--from must be a positive number" in run(shapes, *RATES, "--from", "0", code=2).stderr

@@ -2,6 +2,7 @@ import pytest
 import torch
 from neox import GPTNeoXForCausalLM
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import weibull_kernels as wk
 
@@ -113,3 +114,48 @@ def test_hooks_go_when_the_block_fails():
     with pytest.raises(RuntimeError), wk.gain(layer):
         layer(torch.randn(1, 3))
     assert not layer._forward_hooks
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        return x @ self.weight.T, x.argmax(-1)
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, tokens):
+        return self.weight[tokens]
+
+
+def test_modules_that_take_or_give_other_things_are_left_in_peace():
+    router, table = Router(), Table()
+    with wk.gain(nn.ModuleDict({"router": router, "table": table})) as meter:
+        router(torch.randn(3, 4))
+        table(torch.tensor([0, 1]))
+    found = meter.result()
+    assert dict(zip(found.names, found.calls.tolist(), strict=True)) == {
+        "router.weight": 1,
+        "table.weight": 0,
+    }
+    assert found.values[0].item() == pytest.approx(1)
+
+
+def test_the_hooks_do_not_wait_for_a_device():
+    """No value of a tensor is asked for by Python, which is what makes it wait."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            assert function is not torch.ops.aten._local_scalar_dense.default
+            return function(*arguments, **(named or {}))
+
+    model, tokens = model_and_tokens()
+    with wk.gain(model) as meter, Watch():
+        model(tokens)
+    assert (meter.result().calls == 1).all()

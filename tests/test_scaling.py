@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 
 import pytest
@@ -213,10 +214,91 @@ def test_one_parameter_cannot_follow_two_laws():
 
 def test_unknown_parameters_are_named_with_the_remedy():
     shapes = {"block.router.weight": (4, 64), "block.mixing.weight": (64, 64), "block.scale": (64,)}
-    with pytest.raises(ValueError, match=r"block.router.weight \[4, 64\], block.mixing.weight.*overrides="):
+    with pytest.raises(ValueError, match=r"block.router.weight \[4, 64\], block.mixing.weight.*in overrides"):
         scaling.classify(shapes)
     found = scaling.classify(shapes, {"*.router.*": "vector", "*.mixing.*": "matrix"})
     assert found.classes == ("vector", "matrix", "vector")
+
+
+MATRICES = {
+    "model.layers.0.self_attn.kv_a_proj_with_mqa.weight": (64, 64),
+    "model.layers.0.mlp.experts.0.gate_proj.weight": (256, 64),
+    "model.layers.0.mlp.experts.down_proj": (8, 256, 64),
+    "transformer.blocks.0.norm_attn_norm.attn.out_proj.weight": (64, 64),
+    "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": (256, 64),
+    "bert.encoder.layer.0.attention.output.dense.weight": (64, 64),
+    "rwkv.blocks.0.attention.output.weight": (64, 64),
+}
+VECTORS = {
+    "model.layers.0.self_attn.q_norm.weight": (4, 16),
+    "bert.embeddings.LayerNorm.weight": (64,),
+    "model.layers.0.self_attn.q_proj.bias": (64,),
+    "model.layers.0.mlp.experts.down_proj_bias": (8, 64),
+    "layers.0.self_attn.q_proj.scale": (64,),
+    "blocks.0.ls1.gamma": (64,),
+}
+UNKNOWN = {
+    "model.layers.0.mlp.gate.weight": (8, 64),
+    "model.layers.0.feed_forward.gate.weight": (8, 64),
+    "layers.0.ffn.gate.weight": (8, 64),
+    "model.layers.0.mlp.shared_expert_gate.weight": (1, 64),
+    "model.layers.0.self_attn.q_proj.lora_A.default.weight": (8, 64),
+    "blocks.0.mlp.conv.weight": (64, 1, 4),
+    "rwkv.blocks.0.feed_forward.time_maa_k": (1, 1, 64),
+    "patch_embed.proj.weight": (64, 3, 16, 16),
+    "blocks.0.norm1.linear.weight": (384, 64),
+    "lm_head.dense.weight": (64, 64),
+    "model.layers.0.mlp.up_proj.weight": (4096,),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_of_many_models(name):
+    assert scaling.classify({name: MATRICES[name]}).classes == ("matrix",)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_of_many_models(name):
+    assert scaling.classify({name: VECTORS[name]}).classes == ("vector",)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_a_name_does_not_tell_is_not_guessed(name):
+    with pytest.raises(ValueError, match="cannot tell the scaling class of " + re.escape(name)):
+        scaling.classify({name: UNKNOWN[name]})
+    assert scaling.classify({name: UNKNOWN[name]}, {"*": "vector"}).classes == ("vector",)
+
+
+def test_parameters_that_are_tied_no_more_are_trained():
+    """Classes of the tied model, groups of stages that have the two apart or one of them alone."""
+    with pytest.warns(UserWarning, match="tied"):
+        classes = scaling.classify(gpt2())
+    wte, head = (nn.Parameter(torch.zeros(40, 16)) for _ in range(2))
+    (group,) = groups_of([("transformer.wte.weight", wte), ("lm_head.weight", head)], classes=classes)
+    assert [parameter is one for (_, parameter), one in zip(group["params"], (wte, head), strict=True)]
+    (group,) = groups_of([("lm_head.weight", head)], classes=classes)
+    assert group["params"] == [("lm_head.weight", head)]
+
+
+def test_classes_of_named_parameters_serve_the_model_too():
+    """`named_parameters()` leaves out the second name of what is tied, the model has it."""
+    model = gpt2()
+    fused = {"*.c_attn.weight": "matrix"}
+    groups = groups_of(model, classes=scaling.classify(model.named_parameters(), fused))
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_a_state_dict_is_tied_as_its_model_is():
+    with pytest.warns(UserWarning, match="tied"):
+        found = scaling.classify(gpt2().state_dict())
+    assert found.tied == {"transformer.wte.weight": ("lm_head.weight",)}
+
+
+def test_what_is_neither_tensor_nor_shape():
+    with pytest.raises(TypeError, match=r"expected a tensor or a shape such as \(64, 256\) under 'a', got 5"):
+        scaling.classify({"a": 5})
+    with pytest.raises(TypeError, match=r"expected a parameter under 'mlp.up_proj.weight', got \(4, 4\)"):
+        groups_of({"mlp.up_proj.weight": (4, 4)})
 
 
 def test_bad_overrides_are_errors():
@@ -253,7 +335,9 @@ def test_flattened_parameters_keep_the_class_they_had():
         (f"_fsdp_wrapped_module.{name}", nn.Parameter(parameter.detach().flatten()[: 7 * (i % 2)]))
         for i, (name, parameter) in enumerate(model.named_parameters())
     ]
-    with pytest.raises(ValueError, match=r"look flattened.*before it is wrapped"):
+    with pytest.raises(
+        ValueError, match=r"flat because they are sharded, as by FSDP, classify\(model\) before"
+    ):
         groups_of(flat)
     for plain, sharded in zip(groups_of(model), groups_of(flat, classes=classes), strict=True):
         assert [name for name, _ in plain.pop("params")] == [name for name, _ in sharded.pop("params")]
@@ -261,7 +345,7 @@ def test_flattened_parameters_keep_the_class_they_had():
 
 
 def test_a_flat_parameter_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"cannot tell the scaling class of _flat_param \[999\]; they look"):
+    with pytest.raises(ValueError, match=r"cannot tell the scaling class of _flat_param \[999\]; say"):
         scaling.classify({"_fsdp_wrapped_module._flat_param": (999,)})
 
 
@@ -406,8 +490,8 @@ def test_the_table_by_kind():
     )
     kinds = table.by_kind()
     row = kinds.names.index("model.layers.*.mlp.down_proj.weight")
-    assert (kinds.parameters[row], kinds.shapes[row]) == (3, (16, 42))
-    assert kinds.parameters.sum() == len(table.names)
+    assert (kinds.tensors[row], kinds.shapes[row]) == (3, (16, 42))
+    assert kinds.tensors.sum() == len(table.names)
     assert kinds.sigma_ratio[row] == pytest.approx(2**0.25)
     lines = str(kinds).splitlines()
     assert any(

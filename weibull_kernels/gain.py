@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,15 +24,13 @@ class Gains(Columns):
         names: [P], of the weights, as in `model.named_parameters()`.
         input_rms: float64 [P], root mean square of all entries of x.
         output_rms: float64 [P], of all entries of y, the bias included.
-        calls: int64 [P], forward passes; where there was none the three numbers are NaN.
-        role_overrides: patterns to roles for names that `wk.role_of` would not know.
+        calls: int64 [P], forward passes that were seen; where there was none the three numbers are NaN.
     """
 
     names: tuple[str, ...]
     input_rms: Tensor
     output_rms: Tensor
     calls: Tensor
-    role_overrides: Mapping[str, str] | None = field(default=None, repr=False)
 
     @property
     def values(self) -> Tensor:
@@ -42,7 +40,7 @@ class Gains(Columns):
     @property
     def roles(self) -> tuple[str, ...]:
         """The role of each weight, as by `wk.role_of`."""
-        return roles_of(self.names, self.role_overrides)
+        return roles_of(self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """Columns by name, `gain` among them, as numpy arrays; this waits for the device."""
@@ -79,7 +77,11 @@ class GainMeter:
         return Gains(tuple(self._modules), input_rms, output_rms, counts[:, 2].long().to(device))
 
     @torch.no_grad()
-    def _see(self, name: str, *seen: Tensor) -> None:
+    def _see(self, name: str, *passed: Any) -> None:
+        # A router or an embedding of somebody's own may take or give what has no size.
+        seen = [x[0] if isinstance(x, tuple) and x else x for x in passed]
+        if not all(isinstance(x, Tensor) and x.is_floating_point() for x in seen):
+            return
         # In float64: squares of 1e-24 would vanish in less.
         squares = [torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square() for x in seen]
         before = self._sums.get(name)
@@ -95,8 +97,10 @@ def gain(model: torch.nn.Module, pattern: str = "*") -> Iterator[GainMeter]:
     """Watches ‖y‖rms/‖x‖rms of the matrices of a model in the forward passes of a block.
 
     A matrix is a module with a two-dimensional weight of its own that is no embedding: a Linear, or
-    the Conv1D of GPT-2. The hooks read x and y once, add to sums on their device, and do not
-    wait for it; outputs, gradients and random state are the same bits as without them.
+    the Conv1D of GPT-2. What is called is what is seen: torch's MultiheadAttention uses its weights without
+    calling their modules, so they have no row or no calls, and stacked experts have none. The hooks read
+    x and y once, add to sums on their device, and do not wait for it; outputs, gradients and random state
+    are the same bits as without them.
 
     Args:
         model: whose forward passes are to be watched.
@@ -109,8 +113,12 @@ def gain(model: torch.nn.Module, pattern: str = "*") -> Iterator[GainMeter]:
         ValueError: no matrix matches the pattern.
 
     >>> import torch
-    >>> with gain(torch.nn.Linear(2, 2, bias=False)) as meter, torch.no_grad():
-    ...     _ = meter  # model(batch)
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> with torch.no_grad(), gain(model) as meter:
+    ...     _ = model.weight.copy_(torch.tensor([[0.0, 3.0], [3.0, 0.0]]))
+    ...     _ = model(torch.ones(5, 2))
+    >>> meter.result().values
+    tensor([3.], dtype=torch.float64)
     """
     owners = {
         f"{name}.weight" if name else "weight": module
@@ -125,8 +133,12 @@ def gain(model: torch.nn.Module, pattern: str = "*") -> Iterator[GainMeter]:
     }
     if not chosen:
         raise ValueError(
-            f"no matrix matches {pattern!r}; the {len(plain)} of this model begin with "
-            f"{', '.join(plain[:3]) or 'none'}"
+            f"no matrix matches {pattern!r}; "
+            + (
+                f"the {len(plain)} of this model begin with {', '.join(plain[:3])}"
+                if plain
+                else "this model has no module with a two-dimensional weight; watch it before it is flattened"
+            )
         )
     meter = GainMeter(chosen)
     hooks = [

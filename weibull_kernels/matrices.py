@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .fused import Fused
 from .names import Named, pairs
+from .roles import EXPERTS
 from .tensors import require_plain
 
 
@@ -18,8 +19,9 @@ def matrices_of(
 ) -> dict[str, Tensor]:
     """The matrices by name, in their order: [m, n], or [heads, size, n] for rows in several pieces.
 
-    A tensor of more than two dimensions is [out, everything else]. All are views where the strides let
-    them be: rows may lie apart in memory, their entries not; and none requires a gradient.
+    Stacked experts [E, m, n] are E matrices, `name[0]` to `name[E-1]`; any other tensor of more than two
+    dimensions is [out, everything else]. All are views where the strides let them be: rows may lie apart in
+    memory, their entries not; and none requires a gradient.
 
     Raises:
         TypeError: `named` is none of these; a tensor has a dtype or layout that the kernels do not read.
@@ -44,21 +46,29 @@ def matrices_of(
                 f"'{name}' has shape {tuple(tensor.shape)}: an empty matrix has no singular values; "
                 "leave it out, or gather the shards first"
             )
-        matrix = tensor.detach().flatten(1)
         key = next((key for key in split or {} if fnmatchcase(name, key)), None)
-        if split is None or key is None:
-            found[name] = matrix
-            continue
-        unused.pop(key, None)
-        for part, piece in split[key].split(name, matrix):
-            # Columns in several pieces are no rows that a kernel could step through.
-            found[part] = piece.flatten(1) if split[key].dim == 1 else piece
+        for one, matrix in _stacked(name, tensor.detach()):
+            found |= {one: matrix} if split is None or key is None else _parts(one, matrix, split[key])
+        if key is not None:
+            unused.pop(key, None)
     if unused:
         raise ValueError(
             f"split: no matrix matches {next(iter(unused))!r}, or an earlier pattern took all it matches; "
             f"the {len(wide)} names begin with {', '.join(list(wide)[:3])}"
         )
     return found
+
+
+def _stacked(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """The matrices [m, n] that a tensor is."""
+    if tensor.ndim == 3 and EXPERTS.search(name):
+        return [(f"{name}[{expert}]", matrix) for expert, matrix in enumerate(tensor)]
+    return [(name, tensor.flatten(1))]
+
+
+def _parts(name: str, matrix: Tensor, fused: Fused) -> dict[str, Tensor]:
+    # Columns in several pieces are no rows that a kernel could step through.
+    return {part: piece.flatten(1) if fused.dim == 1 else piece for part, piece in fused.split(name, matrix)}
 
 
 def shape_of(matrix: Tensor) -> tuple[int, int]:

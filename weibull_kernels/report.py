@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from rich.table import Table
 from .budget import ForceBudget
 from .phases import BALANCED, find_phases
 from .records import force_series
-from .roles import ROLES, TRANSMISSION
+from .roles import TRANSMISSION, in_order
 
 if TYPE_CHECKING:
     from .scaling.description import ScalingTable
@@ -90,7 +89,7 @@ def phase_table(records: pa.Table) -> str:
     # On two lines each, so that all of them fit.
     folded = (heading.replace(" %", "\n%").replace(" at", "\nat") for heading in headings)
     table = _table("role", "phase", *folded)
-    present = _in_order(records["role"].to_pylist())
+    present = in_order(records["role"].to_pylist())
     groups: list[tuple[str, tuple[str, ...]]] = [(role, (role,)) for role in present]
     if set(present) & set(TRANSMISSION):
         groups.append(("transmission", TRANSMISSION))
@@ -131,7 +130,7 @@ def scaling_table(table: ScalingTable) -> str:
             shown(name),
             table.classes[row],
             "×".join(map(str, table.shapes[row])) or "scalar",
-            str(table.parameters[row]),
+            str(table.tensors[row]),
             number(table.lr[row], ".3g"),
             number(table.weight_decay[row], ".3g"),
             number(table.sigma_ratio[row], ".3f"),
@@ -203,17 +202,11 @@ def _groups(budget: ForceBudget) -> list[tuple[str, np.ndarray]]:
     if len(budget.names) == 1:
         return [(budget.names[0], every)]
     role = np.array(budget.roles)
-    groups = [(label, np.flatnonzero(role == label)) for label in _in_order(role)]
+    groups = [(label, np.flatnonzero(role == label)) for label in in_order(role)]
     transmission = np.flatnonzero(np.isin(role, TRANSMISSION))
     if len(transmission):
         groups.append(("transmission", transmission))
     return [*groups, ("all", every)]
-
-
-def _in_order(roles: Iterable[str]) -> list[str]:
-    """The roles that occur, each once, in the order of `ROLES`; a user's own after them."""
-    present = set(roles)
-    return [role for role in ROLES if role in present] + sorted(present - set(ROLES))
 
 
 _COLUMNS = ("alignment", "injection", "decay", "coupling", "rounding", "norm_sq", "numel")

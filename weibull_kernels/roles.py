@@ -12,35 +12,55 @@ ROLES = ("attention_output", "ffn", "qkv", "embedding", "head", "norm", "bias", 
 TRANSMISSION = ("attention_output", "ffn")
 """The roles whose weights [W1] finds Weibull: attention output and FFN matrices."""
 
-# Each matches whole words of the dotted name; the first that is found decides.
+EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+"""What the name of a tensor has whose first dimension is one of experts, where it has three."""
+
+# Each matches whole words of the dotted name; the first that is found decides. Some are said of the module
+# that owns the parameter, others of any module on the way to it.
+_ANYWHERE = r"(^|\.)({words})(\.|$)"
+_OWNER = r"(^|\.)({words})(\.\d+)?(\.\w+)?$"
 _PATTERNS = tuple(
-    (role, re.compile(rf"(^|\.)({words})(\.|$)"))
-    for role, words in (
-        ("norm", r"\w*norm\w*|ln|ln\d|ln_\w+"),
-        ("bias", r"bias|\w+_bias"),
-        ("other", r"router|(mlp|block_sparse_moe)\.gate"),  # of a mixture of experts
+    (role, re.compile(where.replace("{words}", words)))
+    for role, where, words in (
+        ("norm", _OWNER, r"(?i:\w*norm\w*)|ln|ln\d|ln_\w+"),
+        ("bias", _ANYWHERE, r"bias|\w+_bias"),
+        # Of a mixture of experts.
+        ("other", _ANYWHERE, r"router|(mlp|ffn|feed_?forward|\w*moe)\.gate|shared_expert_gate"),
         (
             "head",
-            r"lm_head|embed_out|head|output_head|unembed\w*|output(?=\.weight$)|score|classifier|transformer\.ff_out",
+            _OWNER,
+            r"lm_head|lm_head\.(decoder|linear|proj)|embed_out|head|output_head|unembed\w*|output_layer|score"
+            r"|classifier|classifier\.out_proj|transformer\.ff_out",
         ),
-        ("embedding", r"\w*embed\w*|w[tp]e"),
+        ("head", r"^((?!attention|attn)\w+\.)?({words})$", r"output\.weight"),
+        ("embedding", _OWNER, r"\w*embed\w*|w[tp]e"),
+        ("embedding", r"^(\w+\.)?({words})$", r"shared\.weight"),
+        (
+            "ffn",
+            _ANYWHERE,
+            r"mlp|ffn|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
+            r"|(gate|up|down|gate_up)_proj|linear[12]|linear_fc\d|w[123]|[wW]i|wi_\d|ff_proj|ff_out"
+            r"|DenseReluDense|intermediate\.dense|(?<!attention\.)output\.dense",
+        ),
         (
             "qkv",
-            r"query_key_value|c_attn|att_proj|in_proj|in_proj_weight|Wqkv|W_pack|w[qkv]|query|key|value"
+            _ANYWHERE,
+            r"query_key_value|c_attn|q_attn|att_proj|in_proj|in_proj_weight|[wW]qkv|W_pack|query|key|value"
+            r"|w_?[qkv]|w(q|kv)_[ab]|linear_(q|kv|qkv)|attn\.attn"
             r"|(q|k|v|kv|qkv|q_a|q_b|kv_a|kv_b)(_proj\w*)?",
         ),
         (
-            "ffn",
-            r"mlp|ffn|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
-            r"|(gate|up|down|gate_up)_proj|linear[12]|w[123]|ff_proj|ff_out",
+            "attention_output",
+            _ANYWHERE,
+            r"o_proj|out_proj|attn_out|wo|w_out|linear_proj"
+            r"|(\w*[aA]ttention|\w*attn)\.(dense|c_proj|proj|o|Wo|output|output\.dense)",
         ),
-        ("attention_output", r"o_proj|out_proj|attn_out|wo|(\w*attention|\w*attn)\.(dense|c_proj|proj)"),
     )
 )
 
 
 def role_of(name: str, overrides: Mapping[str, str] | None = None) -> str:
-    """The role of a parameter, one of `ROLES`, by the naming of GPT-NeoX, the LLaMA family and GPT-2.
+    """The role of a parameter, one of `ROLES`, by the naming of GPT-NeoX, the LLaMA family, GPT-2 and others.
 
     Args:
         name: as in `model.named_parameters()`.
@@ -69,6 +89,12 @@ def _built_in_role(name: str) -> str:
 def roles_of(names: Iterable[str], overrides: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """`role_of` each name."""
     return tuple(role_of(name, overrides) for name in names)
+
+
+def in_order(roles: Iterable[str]) -> list[str]:
+    """The roles that occur, each once, in the order of `ROLES`; a user's own after them."""
+    present = set(roles)
+    return [role for role in ROLES if role in present] + sorted(present - set(ROLES))
 
 
 def matching_rows(names: Sequence[str], roles: Sequence[str], pattern: str, role: str | None) -> list[int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .files import WRITERS, check_files
-from .terminal import FAILED, one_line_if_it_fails
+from .terminal import FAILED, named_patterns, one_line_if_it_fails
 
 if TYPE_CHECKING:
     from ..scaling import ScalingTable
@@ -94,11 +97,11 @@ def scale(
     """
     files = {"json": json_file, "csv": csv_file}
     check_files(files, text=("json", "csv"))
-    classes = dict(map(_override, overrides or ()))
+    classes = named_patterns(overrides, "--class")
     with one_line_if_it_fails(str(model)) as outcome:
         from ..scaling import describe
 
-        with warnings.catch_warnings(record=True) as said:
+        with _in_options(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             table = describe(
                 _shapes(model),
@@ -116,7 +119,7 @@ def scale(
         if "-" not in files.values():
             _print(table, width / base_width, head)
         for warning in said:
-            typer.echo(str(warning.message).replace("overrides", "--class"), err=True)
+            typer.echo(_as_options(str(warning.message)), err=True)
         for kind, file in files.items():
             if file is not None:
                 import pyarrow as pa
@@ -126,11 +129,20 @@ def scale(
         raise typer.Exit(FAILED)
 
 
-def _override(given: str) -> tuple[str, str]:
-    pattern, equals, scaling_class = given.rpartition("=")
-    if not equals:
-        raise typer.BadParameter(f"expected PATTERN=CLASS, got {given!r}", param_hint="--class")
-    return pattern, scaling_class
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """Errors that speak of arguments speak of the options that they came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_as_options(str(error))) from None
+
+
+_OPTIONS = {"overrides": "--class", "base_width": "--from", "weight_decay": "--weight-decay"}
+
+
+def _as_options(said: str) -> str:
+    return re.sub("|".join(_OPTIONS), lambda found: _OPTIONS[found[0]], said)
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -162,5 +174,8 @@ def _print(table: ScalingTable, m: float, head: Head) -> None:
     from ..scaling import output_scale
 
     typer.echo(f"{table}\n\nm = {m:g}; σ_top ratio: predicted, in equilibrium, target over proxy")
-    if head is Head.vector and "head" in table.classes:
-        typer.echo(f"multiply the logits by {output_scale(m):g} (1/m): the head keeps its lr")
+    if head is Head.vector:
+        typer.echo(
+            f"multiply the logits by {output_scale(m):g} (1/m): the head, or the embedding it is tied to, "
+            "keeps its lr"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .files import WRITERS, check_files
-from .terminal import FAILED, first_few, one_line_if_it_fails, progress_of_bytes
+from .terminal import FAILED, first_few, named_patterns, one_line_if_it_fails, progress_of_bytes
 
 if TYPE_CHECKING:
     from ..spectra import Spectra
@@ -30,6 +32,12 @@ def spectrum(
     target_age: Annotated[
         float | None, typer.Option(help="Σηω of the target's run", show_default="unknown")
     ] = None,
+    roles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role", metavar="PATTERN=ROLE", help="what weights of names of your own are; may be repeated"
+        ),
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="draw it into this .png")] = None,
     json_file: Annotated[
         str | None,
@@ -43,13 +51,20 @@ def spectrum(
     """
     files = {"json": json_file, "picture": None if picture is None else str(picture)}
     check_files(files, text=("json",))
+    overrides = named_patterns(roles, "--role")
     with one_line_if_it_fails(f"{proxy}, {target}") as outcome:
         from ..checkpoints import open_checkpoint
-        from ..scaling import check_transfer
+        from ..scaling.transfer import check_transfer, matrix_like
 
         opened = [open_checkpoint(path) for path in (proxy, target)]
-        with progress_of_bytes(sum(checkpoint.nbytes for checkpoint in opened)) as advance:
-            spectra = [_spectra(checkpoint, advance) for checkpoint in opened]
+        matrices = [
+            {name: tensor for name, tensor in checkpoint.tensors.items() if len(tensor.shape) > 1}
+            for checkpoint in opened
+        ]
+        names, left_out = matrix_like(matrices[0], matrices[1], overrides)
+        total = sum(tensors[name].nbytes for tensors in matrices for name in names)
+        with progress_of_bytes(total) as advance:
+            spectra = [_spectra(checkpoint, names, advance) for checkpoint in opened]
         check = check_transfer(
             *spectra,
             tolerance=tolerance,
@@ -57,40 +72,33 @@ def spectrum(
             expected=expected,
             proxy_age=proxy_age,
             target_age=target_age,
+            # Those of what is left out have done their part.
+            role_overrides={p: role for p, role in overrides.items() if fnmatch.filter(names, p)},
         )
+        check = dataclasses.replace(check, left_out=left_out)
         if json_file != "-":
             typer.echo(str(check))
-            if check.left_out:
-                typer.echo(
-                    f"left out {first_few([f'{name} ({why})' for name, why in check.left_out.items()])}"
-                )
+            if left_out:
+                typer.echo(f"left out {first_few([f'{name} ({why})' for name, why in left_out.items()])}")
         if json_file is not None:
             import pyarrow as pa
 
             WRITERS["json"](pa.table(check.to_dict()), json_file)
         if picture is not None:
-            from ..scaling.picture import draw_transfer
-
-            draw_transfer(check, picture, called=f"{target.name} / {proxy.name}")
+            check.draw(picture, called=f"{target.name} / {proxy.name}")
     if outcome.failed:
         raise typer.Exit(FAILED)
 
 
-def _spectra(checkpoint: Checkpoint, on_read: Callable[[int], None]) -> Spectra:
-    """Of the matrices of attention and FFN, one in memory at a time."""
-    from ..roles import role_of
-    from ..scaling.classes import MATRIX_ROLES
+def _spectra(checkpoint: Checkpoint, names: list[str], on_read: Callable[[int], None]) -> Spectra:
+    """Of the tensors of these names, one in memory at a time."""
     from ..spectra import Spectra, spectrum
 
     found = []
-    for name, tensor in checkpoint.tensors.items():
-        if role_of(name) in MATRIX_ROLES and len(tensor.shape) > 1:
-            found.append(spectrum({name: tensor.load()}))
+    for name in names:
+        tensor = checkpoint.tensors[name]
+        found.append(spectrum({name: tensor.load()}))
         on_read(tensor.nbytes)
-    if not found:
-        raise ValueError(
-            f"{checkpoint.path} has no matrix of attention or FFN among its {len(checkpoint.tensors)} tensors"
-        )
     return Spectra(
         names=tuple(name for one in found for name in one.names),
         values=tuple(values for one in found for values in one.values),

@@ -61,6 +61,17 @@ def progress_of_bytes(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
+def named_patterns(given: list[str] | None, option: str) -> dict[str, str]:
+    """What an option says of patterns, PATTERN=VALUE each."""
+    found = {}
+    for one in given or ():
+        pattern, equals, value = one.rpartition("=")
+        if not equals:
+            raise typer.BadParameter(f"expected PATTERN={option[2:].upper()}, got {one!r}", param_hint=option)
+        found[pattern] = value
+    return found
+
+
 def first_few(items: list[str]) -> str:
     """The first few, and how many more there are."""
     from ..report import shown

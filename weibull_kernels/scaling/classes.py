@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,20 +16,22 @@ import torch
 from ..columns import Columns
 from ..dispatch import frames_to_the_caller
 from ..names import Named, pairs
-from ..roles import role_of
+from ..roles import EXPERTS, role_of
 
 SCALING_CLASSES = ("matrix", "vector", "embedding", "head")
 
 # What several matrices side by side are called, as whole words of the name.
 _FUSED = re.compile(
-    r"(^|\.)(query_key_value|c_attn|att_proj|in_proj|in_proj_weight|Wqkv|W_pack|qkv|qkv_proj|kv_proj"
-    r"|gate_up_proj|w12|w13)(\.|$)"
+    r"(^|\.)(query_key_value|c_attn|att_proj|in_proj|in_proj_weight|[wW]qkv|W_pack|(linear_)?qkv|qkv_proj|kv_proj"
+    r"|attn\.attn|gate_up_proj|ff_proj|Wi|w12|w13)(\.|$)"
 )
-_FLAT = re.compile(r"(^|\.)_?flat_param")
+# Whose shape says nothing of a width: several parameters in one, and adapters of a fixed rank.
+_NO_MATRIX = re.compile(r"(^|\.)(_?flat_param\w*|lora_\w+)(\.|$)")
 
 MATRIX_ROLES = ("attention_output", "ffn", "qkv")
 """The roles whose tensors are matrix-like."""
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _SHOWN = 4
 
 
@@ -58,18 +61,23 @@ class Classification(Columns):
         return {"name": np.array(self.names)} | labels(self.classes, self.shapes)
 
     def of(self, name: str) -> str:
-        """The class of the parameter of this name.
+        """The class of the parameter of this name, which may be one that is tied.
 
         Raises:
             ValueError: it is not among the names.
         """
         try:
-            return self.classes[self.names.index(name)]
-        except ValueError:
+            return self._by_name[name]
+        except KeyError:
             raise ValueError(
                 f"'{name}' is not among the {len(self)} classified parameters, which begin with "
                 f"{', '.join(self.names[:_SHOWN])}; classify the model that is trained"
             ) from None
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, str]:
+        classes = dict(zip(self.names, self.classes, strict=True))
+        return classes | {other: classes[name] for name, others in self.tied.items() for other in others}
 
 
 def labels(classes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
@@ -81,8 +89,9 @@ def classify(named: Named, overrides: Mapping[str, str] | None = None) -> Classi
     """Sorts parameters into matrix-like, vector-like, embedding and head, by role and shape.
 
     A matrix of attention or of an FFN (the roles of `wk.role_of`) is a "matrix", also where
-    experts are stacked to three dimensions; norms, biases and whatever else has at most one dimension
-    are a "vector". What several names share is one parameter, of the class of its first name.
+    experts are stacked to three dimensions. Norms, biases and whatever else has at most one dimension are a
+    "vector", unless its name is that of a matrix. What several names share is one parameter; one that
+    is an embedding and a head is an embedding.
 
     Args:
         named: a model, pairs (name, tensor), or a mapping from name to tensor or shape. Of a model
@@ -93,9 +102,10 @@ def classify(named: Named, overrides: Mapping[str, str] | None = None) -> Classi
         A row for each parameter.
 
     Raises:
-        ValueError: a parameter cannot be classified, or is flattened, or the names of one have
-            different classes (an embedding tied to a head aside); each is named. An override is of no
-            class, or matches nothing.
+        ValueError: a parameter cannot be classified (a router, an adapter, a convolution), or is
+            flattened, or the names of one have different classes (an embedding tied to a head aside); each
+            is named. An override is of no class, or matches nothing.
+        TypeError: there is neither a tensor nor a shape under a name.
 
     Warns:
         UserWarning: names what is tied, and what holds several matrices (fused QKV, gate and
@@ -139,20 +149,34 @@ def classify(named: Named, overrides: Mapping[str, str] | None = None) -> Classi
 
 def _rows(named: Named) -> tuple[list[str], list[tuple[int, ...]], dict[str, tuple[str, ...]]]:
     """Each parameter once: its name, its shape, and the further names of those that have some."""
-    first: dict[int, str] = {}
+    first: dict[Hashable, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, tuple[str, ...]] = {}
     for name, item in pairs(named):
-        earlier = first.setdefault(id(item), name) if isinstance(item, torch.Tensor) else name
+        earlier = first.setdefault(identity(item), name) if isinstance(item, torch.Tensor) else name
         if earlier != name:
             tied[earlier] = (*tied.get(earlier, ()), name)
         elif name in shapes:
             raise ValueError(f"two parameters are named '{name}'; names must tell them apart")
         else:
-            shapes[name] = tuple(getattr(item, "shape", item))
+            shapes[name] = _shape_of(name, item)
     if not shapes:
         raise ValueError("there are no parameters; was a generator such as named_parameters() used up?")
     return list(shapes), list(shapes.values()), tied
+
+
+def identity(tensor: torch.Tensor) -> Hashable:
+    """What tensors that are one parameter have in common, also as the copies that a state_dict holds."""
+    # A shard may be empty, and the meta device has no memory: then nothing but the object tells.
+    address = 0 if tensor.is_meta or type(tensor) not in _PLAIN else tensor.data_ptr()
+    return (address, tensor.shape, tensor.stride()) if address else id(tensor)
+
+
+def _shape_of(name: str, item: Any) -> tuple[int, ...]:
+    shape = getattr(item, "shape", item)
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"expected a tensor or a shape such as (64, 256) under '{name}', got {item!r}")
+    return tuple(shape)
 
 
 def _class_of(name: str, shape: tuple[int, ...], overrides: Mapping[str, str]) -> str | None:
@@ -161,13 +185,20 @@ def _class_of(name: str, shape: tuple[int, ...], overrides: Mapping[str, str]) -
         if fnmatchcase(name, pattern):
             return scaling_class
     role = role_of(name)
-    if _FLAT.search(name):
+    if _NO_MATRIX.search(name):
         return None
-    if role in MATRIX_ROLES:
-        return "matrix" if len(shape) in (2, 3) else None
-    if role in ("embedding", "head"):
-        return role if len(shape) == 2 else None
-    return "vector" if role in ("norm", "bias") or len(shape) <= 1 else None
+    if len(shape) < 2:
+        # A vector, unless it is what a sharded model has left of a matrix.
+        return None if _may_be_flat(name, role) else "vector"
+    if role in ("norm", "bias"):
+        return "vector"
+    if role in MATRIX_ROLES and (len(shape) == 2 or (len(shape) == 3 and EXPERTS.search(name))):
+        return "matrix"
+    return role if role in ("embedding", "head") and len(shape) == 2 else None
+
+
+def _may_be_flat(name: str, role: str) -> bool:
+    return role in (*MATRIX_ROLES, "embedding", "head") and name.endswith("weight")
 
 
 def _class_of_all(names: tuple[str, ...], shape: tuple[int, ...], overrides: Mapping[str, str]) -> str | None:
@@ -187,14 +218,15 @@ def _require_classes(names: list[str], shapes: list[tuple[int, ...]], classes: l
     unknown = [row for row, scaling_class in enumerate(classes) if scaling_class is None]
     if not unknown:
         return
-    flat = all(len(shapes[row]) == 1 for row in unknown)
     remedy = (
-        "they look flattened, as FSDP leaves them: classify(model) before it is wrapped, and hand the "
-        "result over as classes="
-        if flat
-        else "say what they are, as in overrides={'*.router.weight': 'matrix'}, one of "
+        f"say what they are in overrides, as in {{{names[unknown[0]]!r}: 'matrix'}}, one of "
         + ", ".join(SCALING_CLASSES)
     )
+    if any(len(shapes[row]) == 1 for row in unknown):
+        remedy += (
+            "; if they are flat because they are sharded, as by FSDP, classify(model) before it is wrapped, "
+            "and hand the result over as classes="
+        )
     shown = _few([f"{names[row]} {list(shapes[row])}" for row in unknown])
     raise ValueError(f"cannot tell the scaling class of {shown}; {remedy}")
 

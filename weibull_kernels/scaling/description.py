@@ -27,9 +27,10 @@ class ScalingTable(Columns):
         lr, weight_decay: float64 [P], those of the parameter's group, the latter coupled.
         shrinkage: float64 [P], lr·weight_decay, the part of w that a step takes off.
         sigma_ratio: float64 [P], predicted σ_top at `width` over that at `base_width`, both in
-            equilibrium; NaN for what has no equilibrium because it does not decay.
+            equilibrium, of matrices both of whose sides grow with the width; NaN for what does not decay,
+            and for a head, whose one side is the vocabulary.
         steps_to_equilibrium: float64 [P], 3/(lr·weight_decay); infinite without decay.
-        parameters: int64 [P], how many parameters a row stands for.
+        tensors: int64 [P], how many parameters a row stands for.
     """
 
     names: tuple[str, ...]
@@ -40,7 +41,7 @@ class ScalingTable(Columns):
     shrinkage: np.ndarray
     sigma_ratio: np.ndarray
     steps_to_equilibrium: np.ndarray
-    parameters: np.ndarray
+    tensors: np.ndarray
 
     def by_kind(self) -> ScalingTable:
         """A row for the parameters that differ in the number of their layer only."""
@@ -53,7 +54,7 @@ class ScalingTable(Columns):
             names=tuple(kind for kind, _, _ in kinds),
             classes=tuple(self.classes[row] for row in first),
             shapes=tuple(self.shapes[row] for row in first),
-            parameters=np.array([self.parameters[rows].sum() for rows in kinds.values()]),
+            tensors=np.array([self.tensors[rows].sum() for rows in kinds.values()]),
             **{name: getattr(self, name)[first] for name in _NUMBERS},
         )
 
@@ -102,7 +103,7 @@ def describe(
         decay: what `weight_decay` means.
         head: the law of the head.
         overrides: patterns of names to classes.
-        classes: from `classify`, instead of overrides.
+        classes: from `classify`, instead of overrides; the names and shapes are then its.
         width_exponent: e; ¾ in [F], to be measured.
 
     Returns:
@@ -125,6 +126,7 @@ def describe(
         raise ValueError("classes= and overrides= exclude each other; give the overrides to classify()")
     chosen = [settings[law_of(scaling_class, head)] for scaling_class in classes.classes]
     lrs, decays = (np.array([numbers[name] for numbers in chosen]) for name in ("lr", "weight_decay"))
+    decaying_matrix = (decays > 0) & (np.array(classes.classes) == "matrix")
     return ScalingTable(
         names=classes.names,
         classes=classes.classes,
@@ -132,7 +134,7 @@ def describe(
         lr=lrs,
         weight_decay=decays,
         shrinkage=lrs * decays,
-        sigma_ratio=np.where(decays > 0, rule.sigma_ratio(m, width_exponent), np.nan),
+        sigma_ratio=np.where(decaying_matrix, rule.sigma_ratio(m, width_exponent), np.nan),
         steps_to_equilibrium=np.array([equilibrium_steps(*pair) for pair in zip(lrs, decays, strict=True)]),
-        parameters=np.ones(len(chosen), dtype=np.int64),
+        tensors=np.ones(len(chosen), dtype=np.int64),
     )

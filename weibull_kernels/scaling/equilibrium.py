@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..budget import ForceBudget
 from ..columns import Columns
+from ..names import unwrapped
 from ..roles import roles_of
 from .rules import TIME_CONSTANTS
 
@@ -59,27 +60,38 @@ class Equilibrium(Columns):
         return self.distance.abs() <= tolerance
 
 
-def equilibrium(budget: ForceBudget, *, lr: Any, weight_decay: Any) -> Equilibrium:
+def equilibrium(
+    budget: ForceBudget,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    lr: Any = None,
+    weight_decay: Any = None,
+) -> Equilibrium:
     """The norm that each tensor is on its way to, by the balance of its forces at a constant lr.
 
-        ‖w‖²_balance = (alignment + injection + coupling)/(2ηω·steps)        σ_noise = √(η/(2ω))
+        ‖w‖²_balance = (alignment + injection + coupling + rounding)/(2ηω·steps)
+        σ_noise      = √(η/(2ω))        for ηω ≪ 1 − β₁
 
-    The first is where decay, −2ηω‖w‖² a step, takes off what the other forces add ([W2]'s balance);
-    the second is its value for updates that are noise. Their sum over a noise of AdamW's is η² a step and
-    entry at any β₁: injection and the alignment with what the moment remembers,
-    η²·û²·(1+β₁)/(1−β₁) with û² = (1−β₁)/(1+β₁). Hence √(η/ω), the law of [F].
+    The first is where decay, −2ηω‖w‖² a step, takes off what the other forces add ([W2]'s balance) if
+    they stay what they are. The second is its value for updates that are noise: what such an update adds,
+    with what the moment remembers of it, is η²·û²·(1+β₁)/(1−β₁) an entry and step, where û² =
+    (1−β₁)/(1+β₁), hence η² at any β₁. So the law √(η/ω) of [F] follows from the budget. (`wk.summarize_run`
+    lets the alignment grow with ‖w‖, at a constant angle; while norms move the two lie on either side.)
 
     Args:
         budget: [P] rows with `numel`, such as `optimizer.ledger.drain()` over many steps: the forces of
             one step scatter.
-        lr: η, constant over the interval; a number or [P].
-        weight_decay: ω, coupled as in PyTorch; a number or [P].
+        optimizer: that made the steps, whose groups say `lr` and `weight_decay` of each name.
+        lr: η, constant over the interval; a number or [P]. Instead of the optimizer.
+        weight_decay: ω, coupled as in PyTorch; a number or [P]. A row whose `decay` is 0 does not decay,
+            whatever is given.
 
     Returns:
         Float64 [P] on the budget's device, without waiting for it.
 
     Raises:
-        ValueError: the budget has no `numel`, or `lr` or `weight_decay` are no numbers for its rows.
+        ValueError: the budget has no `numel`; neither an optimizer nor both rates are given, or all;
+            rates are no numbers for its rows, or a name is not among the optimizer's.
 
     >>> budget = ForceBudget.from_sums(
     ...     torch.tensor([-0.5]), torch.tensor([1.0]), torch.tensor([4.0]), lr=0.1, weight_decay=0.1,
@@ -91,23 +103,28 @@ def equilibrium(budget: ForceBudget, *, lr: Any, weight_decay: Any) -> Equilibri
     """
     if budget.numel is None:
         raise ValueError("the budget has no numel, so σ = √(‖w‖²/n) is not known; give numel= to from_sums")
-    shape = torch.as_tensor(budget.norm_sq).shape
+    if (optimizer is None) == (lr is None or weight_decay is None) or (lr is None) != (weight_decay is None):
+        raise ValueError("give the optimizer that made the steps, or lr= and weight_decay=; one of the two")
+    if optimizer is not None:
+        lr, weight_decay = _rates(budget.names, optimizer)
+    first = torch.as_tensor(budget.norm_sq)
 
     def column(name: str, value: Any) -> Tensor:
-        given = torch.as_tensor(value, dtype=torch.float64, device=torch.as_tensor(budget.norm_sq).device)
-        if given.ndim and given.shape != shape:
+        given = torch.as_tensor(value, dtype=torch.float64, device=first.device)
+        if given.ndim and given.shape != first.shape:
             raise ValueError(
-                f"{name} must be a number or one for each row {list(shape)}, got shape {list(given.shape)}"
+                f"{name} must be a number or one for each row {list(first.shape)}, got shape "
+                f"{list(given.shape)}"
             )
-        return given.expand(shape)
+        return given.expand(first.shape)
 
-    eta, omega = column("lr", lr), column("weight_decay", weight_decay)
-    numel, steps = column("numel", budget.numel), column("steps", budget.steps)
-    norm_sq, change = column("norm_sq", budget.norm_sq), column("change", budget.predicted_change)
-    if budget.rounding is not None:
-        change = change + column("rounding", budget.rounding)
-    added = column("forces", budget.alignment + budget.injection + budget.coupling).clamp(min=0)
+    eta, numel, steps = column("lr", lr), column("numel", budget.numel), column("steps", budget.steps)
+    norm_sq, decay = column("norm_sq", budget.norm_sq), column("decay", budget.decay)
+    omega = torch.where((decay == 0) & (norm_sq > 0), 0.0, column("weight_decay", weight_decay))
+    rounding = 0.0 if budget.rounding is None else column("rounding", budget.rounding)
+    change = column("change", budget.predicted_change) + rounding
     shrinkage = eta * omega
+    added = (change - decay).clamp(min=0)
     balance = torch.where(shrinkage > 0, added / (2 * shrinkage * steps * numel), torch.inf)
     balance = torch.where(steps > 0, balance, torch.nan)
     return Equilibrium(
@@ -118,3 +135,20 @@ def equilibrium(budget: ForceBudget, *, lr: Any, weight_decay: Any) -> Equilibri
         names=budget.names,
         role_overrides=budget.role_overrides,
     )
+
+
+def _rates(
+    names: tuple[str, ...] | None, optimizer: torch.optim.Optimizer
+) -> tuple[list[float], list[float]]:
+    """`lr` and `weight_decay` of the group of each name."""
+    groups = {
+        name: group for group in optimizer.param_groups for name in unwrapped(group.get("param_names", ()))
+    }
+    unknown = [name for name in names or ("(no names)",) if name not in groups]
+    if unknown or names is None:
+        raise ValueError(
+            f"'{unknown[0]}' of the budget is not among the {len(groups)} names of the optimizer; make it of "
+            "model.named_parameters() or of scaling.param_groups, or give lr= and weight_decay="
+        )
+    rates = [(float(groups[name]["lr"]), float(groups[name]["weight_decay"])) for name in names]
+    return [lr for lr, _ in rates], [weight_decay for _, weight_decay in rates]

@@ -47,7 +47,8 @@ def param_groups(
         rule: a name in `RULES`, or exponents of one's own.
         decay: what `weight_decay` means: "coupled", PyTorch's, multiplied by lr in a step;
             "independent", the part of w that a step takes off (see `coupled_decay`).
-        head: "vector" or "matrix"; a vector-like head wants its logits times `output_scale(m)`.
+        head: "vector" or "matrix"; a vector-like head wants its logits times `output_scale(m)`. One that is
+            tied to an embedding stays vector-like.
         overrides: as for `classify`.
         classes: from `classify`, before the model was wrapped or sharded; instead of overrides.
 
@@ -58,7 +59,8 @@ def param_groups(
 
     Raises:
         ValueError: a number, rule or choice that makes no sense; a parameter without a class, as
-            in `classify`.
+            in `classify`, or not in `classes`.
+        TypeError: there is no parameter under a name.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(64, 64))
@@ -79,10 +81,15 @@ def param_groups(
     groups: dict[str, dict[str, Any]] = {
         law: {"params": [], **numbers, "scaling_class": law} for law, numbers in settings.items()
     }
-    tied_away = {name for names in classes.tied.values() for name in names}
+    placed = set()
     for name, parameter in found:
-        if name not in tied_away:
+        if not isinstance(parameter, torch.Tensor):
+            raise TypeError(
+                f"expected a parameter under '{name}', got {parameter!r}; describe() takes shapes"
+            )
+        if id(parameter) not in placed:
             groups[law_of(classes.of(name), head)]["params"].append((name, parameter))
+        placed.add(id(parameter))
     return [group for group in groups.values() if group["params"]]
 
 
@@ -144,10 +151,10 @@ def require_ratios(optimizer: torch.optim.Optimizer) -> None:
     for row, eta in enumerate(etas):
         if abs(eta - etas[0]) > _TOLERANCE * max(abs(eta), abs(etas[0])):
             raise ValueError(
-                f"the lr of group {row} ({optimizer.param_groups[row]['scaling_class']}) is {lrs[row]:g} and "
-                f"should be {etas[0] * ratios[row]:g}, {ratios[row] / ratios[0]:g} times that of group 0: "
-                "something set it instead of multiplying it. Give schedules that set an lr one for "
-                "each group, peak_lrs(optimizer, lr)"
+                f"the lr of group {row} ({optimizer.param_groups[row]['scaling_class']}) is {lrs[row]:.9g} "
+                f"and should be {etas[0] * ratios[row]:.9g}, {ratios[row] / ratios[0]:g} times that of group "
+                "0: something set it instead of multiplying it. Give a schedule that sets an lr one for each "
+                "group, peak_lrs(optimizer, lr), and no floor but 0"
             )
 
 

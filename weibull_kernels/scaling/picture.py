@@ -45,13 +45,12 @@ _POSITIONS = np.linspace(0, 1, 200)
 
 
 def _draw_ratios(axes: Axes, check: TransferCheck) -> None:
-    ratio = [float(b[0] / a[0]) for a, b in zip(check.proxy.values, check.target.values, strict=True)]
     factor = 1 + check.tolerance
     axes.axhspan(check.expected / factor, check.expected * factor, color="#EFEFEF", zorder=-1)
     axes.axhline(check.expected, color="black", linewidth=0.8)
     for place, role in enumerate(check.names):
         colour = MATRICES.get(role, "#444444")
-        of_role = [r for its, r in zip(check.pair_roles, ratio, strict=True) if its == role]
+        of_role = check.pair_ratio[np.array(check.pair_roles) == role]
         spread = np.linspace(-0.2, 0.2, len(of_role)) if len(of_role) > 1 else np.zeros(1)
         axes.plot(place + spread, of_role, "o", color=colour, alpha=0.6)
         axes.hlines(check.ratio[place], place - 0.3, place + 0.3, color=colour, linewidth=2.5)

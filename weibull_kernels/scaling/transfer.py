@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..columns import Columns
 from ..fused import Fused
-from ..names import Named
-from ..roles import ROLES, role_of
+from ..names import Named, pairs
+from ..roles import ROLES, in_order, role_of
 from ..schedules import Schedule, rates
 from ..spectra import Spectra, shape_distance, spectrum
 from .classes import MATRIX_ROLES
@@ -38,7 +42,8 @@ class TransferCheck(Columns):
         shape_tolerance: of the distance of shapes.
         proxy_age, target_age: Σηω of the runs, in time constants; None where it was not told.
         proxy, target: the spectra of the pairs, in one order.
-        pair_roles: the role of each pair.
+        pair_roles: the role of each pair, [N].
+        pair_ratio: float64 [N], of each pair.
         left_out: names that were not compared, and why.
     """
 
@@ -57,6 +62,7 @@ class TransferCheck(Columns):
     proxy: Spectra = field(repr=False)
     target: Spectra = field(repr=False)
     pair_roles: tuple[str, ...] = field(repr=False)
+    pair_ratio: np.ndarray = field(repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -69,16 +75,33 @@ class TransferCheck(Columns):
 
     @property
     def verdict(self) -> str:
-        """One sentence: "transferred", "not transferred" and where, or "undecided" and why."""
-        tolerance = f"σ_top within a factor {1 + self.tolerance:.2f} of {self.expected:g}"
+        """One sentence: "transferred", "not transferred" and what is amiss, or "undecided" and why."""
+        wanted = f"σ_top within a factor {1 + self.tolerance:.2f} of {self.expected:g}"
+        alone = sum(why.startswith("only in") for why in self.left_out.values())
+        rest = f"; {alone} matrix-like weights are in one of the two alone" if alone else ""
+        if self.in_equilibrium is None:
+            rest += "; whether the runs are in equilibrium is not known"
         if self.in_equilibrium is False:
             ages = f"{_age(self.proxy_age)} (proxy) and {_age(self.target_age)} (target)"
-            return f"undecided: ages of {ages} time constants, equilibrium takes {TIME_CONSTANTS:g}"
-        unknown = "; whether the runs are in equilibrium is not known" if self.in_equilibrium is None else ""
-        failed = [name for name, ok in zip(self.names, self.transferred, strict=True) if not ok]
-        if failed:
-            return f"not transferred: {', '.join(failed)} ({tolerance} asked){unknown}"
-        return f"transferred: every role has {tolerance}{unknown}"
+            return f"undecided: ages of {ages} time constants, equilibrium takes {TIME_CONSTANTS:g}{rest}"
+        if self.transferred.all():
+            return f"transferred: every role has {wanted} and a shape within {self.shape_tolerance:g}{rest}"
+        failed = [self._amiss(row) for row in np.flatnonzero(~self.transferred).tolist()]
+        return f"not transferred: {'; '.join(failed)} ({wanted} asked){rest}"
+
+    def _amiss(self, row: int) -> str:
+        said = []
+        if not _is_within(self.ratio[row], self.expected, self.tolerance):
+            said.append(f"σ_top ratio {self.ratio[row]:.3f}")
+        if self.shape_distance[row] > self.shape_tolerance:
+            said.append(f"shape distance {self.shape_distance[row]:.3f}, over {self.shape_tolerance:g}")
+        return f"{self.names[row]}, {' and '.join(said)}"
+
+    def draw(self, path: str | os.PathLike[str], called: str = "target / proxy") -> None:
+        """Ratios by role and the shapes of the spectra, as a PNG; needs matplotlib."""
+        from .picture import draw_transfer
+
+        draw_transfer(self, Path(path), called)
 
     def to_dict(self) -> dict[str, Any]:
         """The columns [R] by name, as numpy arrays."""
@@ -121,13 +144,15 @@ def check_transfer(
         proxy_age: Σηω of the proxy's run (`training_age`); None if it is not known.
         target_age: of the target's.
         split: what parameters fuse, as for `wk.top_singular_values`.
-        role_overrides: patterns of names to roles.
+        role_overrides: patterns of names to roles; a role of one's own is compared too.
 
     Returns:
-        A row for each role of matrix-like weights; the others are in `left_out`.
+        A row for each role of matrix-like weights; the others are in `left_out`. Stacked experts are
+        matrices of their own.
 
     Raises:
-        ValueError: the two have no matrix-like weight of the same name, or a number makes no sense.
+        ValueError: the two have no matrix-like weight of the same name, a pattern matches nothing, or a
+            number makes no sense.
     """
     for name, value in (
         ("tolerance", tolerance),
@@ -135,20 +160,24 @@ def check_transfer(
         ("expected", expected),
     ):
         require_positive(name, value)
-    spectra = [
-        given if isinstance(given, Spectra) else spectrum(given, split=split) for given in (proxy, target)
-    ]
-    names, left_out = _common(spectra[0], spectra[1], role_overrides)
-    ours, theirs = (_chosen(found, names) for found in spectra)
-    roles = np.array([_role(name, role_overrides) for name in names])
-    pairs = list(zip(ours.values, theirs.values, strict=True))
-    ratios = np.array([_ratio(*pair, name) for name, pair in zip(names, pairs, strict=True)])
-    distances = np.array([shape_distance(*pair) for pair in pairs])
-    known = [role for role in ROLES if role in roles] + sorted(set(roles) - set(ROLES))
-    rows = [np.flatnonzero(roles == role) for role in known]
+    for name, age in (("proxy_age", proxy_age), ("target_age", target_age)):
+        if age is not None and not 0 <= age < math.inf:
+            raise ValueError(f"{name} must be a number of time constants, 0 or more, or None, got {age}")
+    tensors = [_by_name(given) for given in (proxy, target)]
+    common, left_out = matrix_like(tensors[0], tensors[1], role_overrides)
+    ours, theirs = (
+        _spectra(given, found, common, split) for given, found in zip((proxy, target), tensors, strict=True)
+    )
+    parts = [name for name in ours if name in theirs]
+    left_out |= {name: "only in the proxy" for name in ours if name not in theirs}
+    left_out |= {name: "only in the target" for name in theirs if name not in ours}
+    ratios = np.array([_ratio(ours[name], theirs[name], name) for name in parts])
+    distances = np.array([shape_distance(ours[name], theirs[name]) for name in parts])
+    roles = [role_of(_whole(name), role_overrides) for name in parts]
+    known = in_order(roles)
+    rows = [np.flatnonzero(np.array(roles) == role) for role in known]
     mean = np.array([np.exp(np.log(ratios[row]).mean()) for row in rows])
     shape = np.array([distances[row].mean() for row in rows])
-    within = np.abs(np.log(mean / expected)) <= math.log1p(tolerance)
     return TransferCheck(
         names=tuple(known),
         matrices=np.array([len(row) for row in rows]),
@@ -156,17 +185,51 @@ def check_transfer(
         low=np.array([ratios[row].min() for row in rows]),
         high=np.array([ratios[row].max() for row in rows]),
         shape_distance=shape,
-        transferred=within & (shape <= shape_tolerance),
+        transferred=_is_within(mean, expected, tolerance) & (shape <= shape_tolerance),
         expected=expected,
         tolerance=tolerance,
         shape_tolerance=shape_tolerance,
         proxy_age=proxy_age,
         target_age=target_age,
-        proxy=ours,
-        target=theirs,
-        pair_roles=tuple(roles.tolist()),
+        proxy=Spectra(tuple(parts), tuple(ours[name] for name in parts)),
+        target=Spectra(tuple(parts), tuple(theirs[name] for name in parts)),
+        pair_roles=tuple(roles),
+        pair_ratio=ratios,
         left_out=left_out,
     )
+
+
+def matrix_like(
+    proxy: Iterable[str], target: Iterable[str], role_overrides: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The names of matrix-like weights that both have, and of all others why they are left out.
+
+    Raises:
+        ValueError: there is none, or a pattern matches nothing.
+    """
+    ours, theirs = dict.fromkeys(map(_whole, proxy)), dict.fromkeys(map(_whole, target))
+    every = ours | theirs
+    for pattern in role_overrides or {}:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise ValueError(
+                f"no weight matches the pattern {pattern!r} of a role; names begin with "
+                f"{', '.join(list(every)[:_SHOWN])}"
+            )
+    left_out = {}
+    for name in every:
+        role = role_of(name, role_overrides)
+        if role in ROLES and role not in MATRIX_ROLES:
+            left_out[name] = f"{role}: not matrix-like"
+        elif name not in ours or name not in theirs:
+            left_out[name] = f"only in the {'proxy' if name in ours else 'target'}"
+    common = [name for name in ours if name not in left_out]
+    if not common:
+        first = ", ".join(f"{name} ({why})" for name, why in list(left_out.items())[:_SHOWN])
+        raise ValueError(
+            f"proxy and target share no matrix-like weight; left out: {first or 'nothing'}. Their names must "
+            "be the same; roles of names of one's own can be given by patterns"
+        )
+    return common, left_out
 
 
 def training_age(lr: Schedule, weight_decay: float, steps: int) -> float:
@@ -183,37 +246,35 @@ def training_age(lr: Schedule, weight_decay: float, steps: int) -> float:
     return float(rates(lr, np.arange(1, steps + 1)).sum()) * weight_decay
 
 
-def _common(
-    proxy: Spectra, target: Spectra, overrides: Mapping[str, str] | None
-) -> tuple[list[str], dict[str, str]]:
-    """The names to compare, and of the rest why not."""
-    left_out = {}
-    for name in dict.fromkeys((*proxy.names, *target.names)):
-        if name not in target.names or name not in proxy.names:
-            left_out[name] = f"only in the {'proxy' if name in proxy.names else 'target'}"
-        elif _role(name, overrides) not in (*MATRIX_ROLES, *set((overrides or {}).values())):
-            left_out[name] = f"{_role(name, overrides)}: not matrix-like"
-    names = [name for name in proxy.names if name not in left_out]
-    if not names:
-        first = ", ".join(f"{name} ({why})" for name, why in list(left_out.items())[:_SHOWN])
-        raise ValueError(
-            f"proxy and target share no matrix-like weight; left out: {first or 'nothing'}. Names must be "
-            "the same, and role_overrides says what a name of one's own is"
-        )
-    return names, left_out
+def _by_name(given: Named | Spectra) -> dict[str, Any]:
+    """Tensors of two dimensions and more, or singular values, by name."""
+    if isinstance(given, Spectra):
+        return dict(zip(given.names, given.values, strict=True))
+    return {name: tensor for name, tensor in pairs(given) if len(getattr(tensor, "shape", ())) > 1}
 
 
-def _role(name: str, overrides: Mapping[str, str] | None) -> str:
-    """That of the parameter; of a part such as w[q] that of the whole."""
-    return role_of(name.partition("[")[0], overrides)
+def _spectra(
+    given: Named | Spectra, found: dict[str, Any], common: list[str], split: Mapping[str, Fused] | None
+) -> dict[str, Tensor]:
+    """Singular values by name, of the weights that are compared and no others."""
+    wanted = set(common)
+    chosen = {name: item for name, item in found.items() if _whole(name) in wanted}
+    if isinstance(given, Spectra):
+        return chosen
+    spectra = spectrum(chosen, split=split)
+    return dict(zip(spectra.names, spectra.values, strict=True))
 
 
-def _chosen(spectra: Spectra, names: list[str]) -> Spectra:
-    found = dict(zip(spectra.names, spectra.values, strict=True))
-    return Spectra(tuple(names), tuple(found[name] for name in names))
+def _whole(name: str) -> str:
+    """The name of the parameter; that of a part such as w[q] without the part."""
+    return name.partition("[")[0]
 
 
-def _ratio(proxy: Any, target: Any, name: str) -> float:
+def _is_within(ratio: Any, expected: float, tolerance: float) -> Any:
+    return np.abs(np.log(ratio / expected)) <= math.log1p(tolerance)
+
+
+def _ratio(proxy: Tensor, target: Tensor, name: str) -> float:
     if not (proxy[0] > 0 and target[0] > 0):
         raise ValueError(
             f"'{name}' is zero in the proxy or the target: it has no ratio of top singular values"
