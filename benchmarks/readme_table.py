@@ -154,6 +154,30 @@ def recovery_speed(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def spectra_table(results: list[dict[str, Any]]) -> str:
+    """A row for every machine on which top singular values were timed."""
+    lines = [
+        "| machine | one pass from the last, ms | plain read = 1 | from nothing, ms | `svd_lowrank` "
+        "| off: ours | `svd_lowrank` |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for result in results:
+        if "top_singular_values" not in result:
+            continue
+        tracked, cold = (result["top_singular_values"][name] for name in ("tracked", "cold"))
+        cells = [
+            f"{result['machine']}, {result['instruction_set'].upper()}",
+            f"{tracked['ms']['ours']['median']:.3g}",
+            f"**{tracked['to_read']['median']:.2f}**",
+            f"{cold['ms']['ours']['median']:.0f}",
+            _times(cold["rival_to_ours"]["svd_lowrank"]),
+            f"{max(tracked['errors']['ours'], cold['errors']['ours']):.0e}",
+            f"{cold['errors']['svd_lowrank']:.0e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def headline(results: list[dict[str, Any]]) -> str:
     """One sentence of the first machine that has the figures."""
     result = next(result for result in results if "threads" in result and "lists" in result)
@@ -180,6 +204,7 @@ SECTIONS = {
     "recovery-speed": recovery_speed,
     "steps": steps_table,
     "fits": fits_table,
+    "spectra": spectra_table,
     "benchmarks": tables,
 }
 
