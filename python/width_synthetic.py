@@ -72,7 +72,7 @@ class Plan:
     noises: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0, math.inf)
     seeds: int = 3
     sweep_width: int = 128
-    factors: tuple[float, ...] = tuple(2 ** (-octaves / 2) for octaves in range(6, -1, -1))  # of η or ω there
+    factors: tuple[float, ...] = tuple(2 ** (half / 2) for half in range(-6, 5))  # of η or ω, at one width
     pinned_widths: tuple[int, ...] = (64, 128, 256)
 
     def runs(self) -> dict[str, list[Settings]]:

@@ -62,10 +62,11 @@ def draw_lr_exponents(axes: Any, found: dict[str, Any], noises: list[str]) -> No
     points_with_intervals(axes, free, noises, "lr")
     points_with_intervals(axes, found["pinned"], noises, "lr", ", size fixed by the targets", filled=False)
     axes.set_xlim(-0.5, len(noises) - 0.5)
-    axes.set_ylim(-0.15, 0.75)
+    axes.set_ylim(-0.15, 0.95)
+    axes.annotate("½ ± 10 %", (0.99, 0.56), xycoords=("axes fraction", "data"), ha="right", color="#555555")
     axes.set_ylabel("exponent of η in σ_top")
-    axes.set_title("η at one width, band: ½ ± 10 %")
-    axes.legend(loc="center left", bbox_to_anchor=(0, 0.45), fontsize=9)
+    axes.set_title("η's exponent at one width")
+    axes.legend(loc="upper left", fontsize=9)
 
 
 def points_with_intervals(
@@ -104,10 +105,11 @@ def draw_rules(axes: Any, rows: list[dict[str, Any]], noise: str) -> None:
         middle = list(row["sigma"])[len(widths) // 2]
         look = LOOKS[row["rule"]]
         measured = np.array(list(row["sigma"].values())) / row["sigma"][middle]
-        predicted = (widths / int(middle)) ** row["predicted"]["value"]
-        axes.plot(widths, predicted, color=look["color"], linestyle="--", linewidth=1.2)
-        slope, expected = row["slope"]["value"], row["predicted"]["value"]
-        label = f"{DECAYS[row['rule']]}: {number(slope, 2)} ({number(expected, 2)})"
+        for prediction, dashes in (("predicted", "--"), ("with_steps", ":")):
+            line = (widths / int(middle)) ** row[prediction]["value"]
+            axes.plot(widths, line, color=look["color"], linestyle=dashes, linewidth=1.2)
+        slopes = (number(row[key]["value"], 2) for key in ("slope", "predicted", "with_steps"))
+        label = "{}: {} ({}, {})".format(DECAYS[row["rule"]], *slopes)
         axes.plot(widths, measured, linewidth=0, markersize=7, label=label, **look)
     axes.axhline(1, color="#BBBBBB", linewidth=0.8, zorder=0)
     axes.set_xscale("log")
@@ -119,4 +121,4 @@ def draw_rules(axes: Any, rows: list[dict[str, Any]], noise: str) -> None:
     axes.set_xlabel("width d, η ∝ 1/d")
     titles = {"0": "No noise", "inf": "Noise alone"}
     axes.set_title(titles.get(noise, f"Noise {noise} times the gradient"))
-    axes.legend(title="measured slope (predicted, dashed)", loc="upper left", fontsize=9)
+    axes.legend(title="slope (predicted - -, with (ηω)^κ ··)", loc="upper left", fontsize=9)

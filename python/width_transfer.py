@@ -109,6 +109,14 @@ class Plan:
                                 width=width, lr=each, weight_decay=weight_decay, rule=rule, seed=seed
                             )
 
+    def decays_below(self, lr: float, weight_decay: float) -> Iterator[Settings]:
+        """Less decay than ω* at η* and the wider widths, held constant; the rules have that and more."""
+        for seed in range(max(self.seeds)):
+            for width, seeds in zip(self.widths[1:], self.seeds[1:], strict=True):
+                for each in self.decays if seed < seeds else ():
+                    if each < weight_decay:
+                        yield self.of(width=width, lr=lr, weight_decay=each, rule="constant", seed=seed)
+
     def of(self, **settings: Any) -> Settings:
         """One run of it."""
         return Settings(
@@ -195,7 +203,7 @@ def experiment(plan: Plan, out: Path, results: Path, device: torch.device) -> No
     sweep = list(plan.sweep())
     run_all(sweep, records, text, device, "tuning the proxy")
     lr, weight_decay = proxy_optimum({settings: records.rows[settings] for settings in sweep})
-    carried = list(plan.carried(lr, weight_decay))
+    carried = [*plan.carried(lr, weight_decay), *plan.decays_below(lr, weight_decay)]
     try:
         run_all(carried, records, text, device, "carrying over")
     except KeyboardInterrupt:

@@ -18,52 +18,51 @@ Rows = Mapping[Settings, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of one curve of loss over lr. Where the lowest point is at an end of the grid, `inside` is False."""
+    """Of one curve: where, as log₂. If the lowest point is at an end of the grid, `inside` is False."""
 
-    log2_lr: float
+    log2: float
     loss: float
     inside: bool
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses over the grid of η at one width by one rule."""
+    """Losses at one width over a grid of η or ω, smallest first, for each seed."""
 
-    rule: str
     width: int
-    lrs: tuple[float, ...]
+    grid: tuple[float, ...]
     by_seed: Mapping[int, tuple[float, ...]]
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Over the seeds, for each lr."""
+        """Over the seeds, for each value of the grid."""
         return tuple(np.mean(list(self.by_seed.values()), axis=0).tolist())
 
     @property
     def spread(self) -> tuple[float, ...]:
-        """Half of the largest minus the smallest over the seeds, for each lr."""
+        """Half of the largest minus the smallest over the seeds, for each value."""
         return tuple((np.ptp(list(self.by_seed.values()), axis=0) / 2).tolist())
 
     @property
     def optimum(self) -> Optimum:
         """Of the mean."""
-        return lowest(np.log2(self.lrs), self.mean)
+        return lowest(np.log2(self.grid), self.mean)
 
     @property
     def of_seeds(self) -> dict[int, Optimum]:
         """Of each seed by itself."""
-        return {seed: lowest(np.log2(self.lrs), losses) for seed, losses in self.by_seed.items()}
+        return {seed: lowest(np.log2(self.grid), losses) for seed, losses in self.by_seed.items()}
 
-    def above_best(self, lr: float) -> float:
-        """Mean loss at an lr of the grid minus that at the best one of the grid."""
-        return self.mean[self.lrs.index(lr)] - min(self.mean)
+    def above_best(self, value: float) -> float:
+        """Mean loss at a value of the grid minus that at the best one."""
+        return self.mean[self.grid.index(value)] - min(self.mean)
 
 
 def lowest(x: Iterable[float], y: Iterable[float]) -> Optimum:
     """The vertex of the parabola through the lowest point and its two neighbours; an end as it is.
 
     >>> lowest([0, 1, 2, 3], [4, 1, 0, 1])
-    Optimum(log2_lr=2.0, loss=0.0, inside=True)
+    Optimum(log2=2.0, loss=0.0, inside=True)
     """
     x, y = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
     at = int(np.argmin(np.where(np.isnan(y), np.inf, y)))
@@ -79,6 +78,14 @@ def lowest(x: Iterable[float], y: Iterable[float]) -> Optimum:
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
     """Of the least-squares line."""
     return float(np.polyfit(list(x), list(y), 1)[0])
+
+
+def drift_of(curves: list[Curve]) -> tuple[float, float, float]:
+    """Slope of the optimum on log₂ width, of the means; the least and the most of a seed that all have."""
+    x = [math.log2(curve.width) for curve in curves]
+    common = set.intersection(*(set(curve.by_seed) for curve in curves))
+    of_seeds = [slope(x, [curve.of_seeds[seed].log2 for curve in curves]) for seed in sorted(common)]
+    return slope(x, [curve.optimum.log2 for curve in curves]), min(of_seeds), max(of_seeds)
 
 
 def proxy_optimum(rows: Rows) -> tuple[float, float]:
@@ -105,10 +112,15 @@ def at_rest(rows: Rows) -> set[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Findings:
-    """All there is to say of the runs at hand, `proxy` those at the base width."""
+    """All there is to say of the runs at hand.
+
+    `lr` and `weight_decay` are η* and ω*, `every` all runs, `proxy` those at the base width, `rows` those
+    at ω*.
+    """
 
     lr: float
     weight_decay: float
+    every: Rows
     proxy: Rows
     rows: Rows
 
@@ -118,7 +130,7 @@ class Findings:
         proxy = {settings: row for settings, row in rows.items() if settings.width == settings.base_width}
         lr, weight_decay = proxy_optimum(proxy)
         kept = {settings: row for settings, row in rows.items() if settings.weight_decay == weight_decay}
-        return cls(lr, weight_decay, proxy, kept)
+        return cls(lr, weight_decay, rows, proxy, kept)
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -155,7 +167,7 @@ class Findings:
         by_seed = {seed: self.of_seed(rule, width, seed) for seed in self.seeds(rule, width)}
         lrs = tuple(by_seed[0])
         return Curve(
-            rule, width, lrs, {seed: tuple(runs[lr][loss] for lr in lrs) for seed, runs in by_seed.items()}
+            width, lrs, {seed: tuple(runs[lr][loss] for lr in lrs) for seed, runs in by_seed.items()}
         )
 
     def curves(self, rule: str, loss: str = "loss") -> list[Curve]:
@@ -164,11 +176,32 @@ class Findings:
 
     def drift(self, rule: str, loss: str = "loss") -> tuple[float, float, float]:
         """Slope of log₂ of the best η on log₂ width, of the means; the least and the most of a seed's."""
-        curves = self.curves(rule, loss)
-        x = [math.log2(curve.width) for curve in curves]
-        common = set.intersection(*(set(curve.by_seed) for curve in curves))
-        of_seeds = [slope(x, [curve.of_seeds[seed].log2_lr for curve in curves]) for seed in sorted(common)]
-        return slope(x, [curve.optimum.log2_lr for curve in curves]), min(of_seeds), max(of_seeds)
+        return drift_of(self.curves(rule, loss))
+
+    def decay_curve(self, width: int) -> Curve:
+        """Loss at η* over the ω that the matrices had, whichever rule it came from."""
+        by_seed: dict[int, dict[float, float]] = {}
+        for settings, row in self.every.items():
+            if settings.width == width and settings.lr == self.lr:
+                law = wk.scaling.RULES[settings.rule]
+                decay = settings.weight_decay * law.weight_decay_ratio(settings.m)
+                by_seed.setdefault(settings.seed, {})[decay] = row["loss"]
+        grid = tuple(sorted(by_seed[0]))
+        return Curve(
+            width,
+            grid,
+            {
+                seed: tuple(losses[decay] for decay in grid)
+                for seed, losses in sorted(by_seed.items())
+                if set(grid) <= set(losses)
+            },
+        )
+
+    def decay_curves(self) -> list[Curve]:
+        """Of every width that has three decays."""
+        widths = sorted({settings.width for settings in self.every if settings.lr == self.lr})
+        curves = [self.decay_curve(width) for width in widths]
+        return [curve for curve in curves if len(curve.grid) >= 3]
 
     def at_setting(self, rule: str, width: int, number: Callable[[dict[str, Any]], float]) -> list[float]:
         """Of the runs at η*, ω*, a number for each seed."""
@@ -226,15 +259,24 @@ class Findings:
                     "rule": rule,
                     "width": curve.width,
                     "loss": loss,
-                    "log2_lr": curve.optimum.log2_lr,
+                    "log2_lr": curve.optimum.log2,
                     "lowest": curve.optimum.loss,
                     "inside": curve.optimum.inside,
-                    "of_seeds": [optimum.log2_lr for optimum in curve.of_seeds.values()],
+                    "of_seeds": [optimum.log2 for optimum in curve.of_seeds.values()],
                     "above_best_at_setting": curve.above_best(self.lr),
                 }
                 for rule in self.rules
                 for loss in LOSSES
                 for curve in self.curves(rule, loss)
+            ],
+            "best_decays": [
+                {
+                    "width": curve.width,
+                    "log2_decay": curve.optimum.log2,
+                    "inside": curve.optimum.inside,
+                    "of_seeds": [optimum.log2 for optimum in curve.of_seeds.values()],
+                }
+                for curve in self.decay_curves()
             ],
             "sigma_slopes": [
                 {

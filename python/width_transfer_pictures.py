@@ -49,12 +49,12 @@ def draw_transfer(findings: Findings, path: Path) -> None:
 def draw_losses(axes: Any, findings: Findings, rule: str) -> None:
     """A curve for each width with the range of its seeds, its best η marked."""
     for curve, (colour, marker) in zip(findings.curves(rule), WIDTHS, strict=False):
-        x = np.log2(curve.lrs)
+        x = np.log2(curve.grid)
         losses = np.asarray(list(curve.by_seed.values()))
         axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, curve.mean, color=colour, marker=marker, markersize=4, label=f"width {curve.width}")
         axes.plot(
-            *(curve.optimum.log2_lr, curve.optimum.loss),
+            *(curve.optimum.log2, curve.optimum.loss),
             color=colour,
             marker="*",
             markersize=15,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from width_training import ROLES, WINDOWS, Settings
-from width_transfer_findings import LOSSES, Curve, Findings, at_rest, mean_losses
+from width_transfer_findings import LOSSES, Curve, Findings, at_rest, drift_of, mean_losses
 
 import weibull_kernels as wk
 from weibull_kernels.scaling.rules import TIME_CONSTANTS
@@ -52,6 +52,14 @@ the grid. **Drift** is the slope on log₂ width: 0 where the optimum holds. **C
 over that at the best η of the grid, in nats, at the proxy and at the widest.
 
 {optima_table(findings)}
+
+## The best decay
+
+Held-out loss at η\\* over the ω that the matrices had, from the sweep, the rules, and the smaller decays of
+the grid held constant, as the mean of the seeds; and log₂ of the best ω, as above. Runs with less decay than
+ω\\* do not come to rest. {decay_drift(findings)}
+
+{decay_table(findings)}
 
 ## σ_top
 
@@ -101,7 +109,7 @@ def found(findings: Findings) -> str:
 def moved(findings: Findings, rule: str) -> float:
     """Octaves by which the best η differs between the widest and the narrowest."""
     curves = findings.curves(rule)
-    return curves[-1].optimum.log2_lr - curves[0].optimum.log2_lr
+    return curves[-1].optimum.log2 - curves[0].optimum.log2
 
 
 def is_bounded(findings: Findings, rule: str) -> bool:
@@ -166,7 +174,7 @@ def best_sentence(findings: Findings) -> str:
 def losses_at(findings: Findings, rule: str, width: int) -> float:
     """Mean loss at η*, ω*."""
     curve = findings.curve(rule, width)
-    return curve.mean[curve.lrs.index(findings.lr)]
+    return curve.mean[curve.grid.index(findings.lr)]
 
 
 def common_width(findings: Findings) -> int:
@@ -236,8 +244,7 @@ def paper_sentence(findings: Findings) -> str:
     else:
         judged = (
             f"which is not at rest; what was carried over, {carried:.3f}, is the best that is. Decay costs "
-            "loss in runs this short, so where the best ω goes with the width, which [F] finds in runs that "
-            "are long, is not answered here."
+            "loss in runs this short. " + decay_drift(findings)
         )
     return f"The best of all settings of the proxy is {best}, {judged}"
 
@@ -275,7 +282,7 @@ def loss_table(findings: Findings) -> str:
         f"|---|--:|--:|{'--:|' * len(lrs)}",
     ]
     for rule, curve in shown_curves(findings):
-        points = dict(zip(curve.lrs, zip(curve.mean, curve.spread, strict=True), strict=True))
+        points = dict(zip(curve.grid, zip(curve.mean, curve.spread, strict=True), strict=True))
         cells = [f"{points[lr][0]:.3f} ± {points[lr][1]:.3f}" if lr in points else "–" for lr in lrs]
         lines.append(f"| {rule} | {curve.width} | {len(curve.by_seed)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -316,9 +323,33 @@ def optima_table(findings: Findings) -> str:
 def optimum_cell(curve: Curve) -> str:
     """The best lr, or its bound, and the seeds'."""
     at = curve.optimum
-    bound = "" if at.inside else "≤ " if at.log2_lr == math.log2(curve.lrs[0]) else "≥ "
-    seeds = [optimum.log2_lr for optimum in curve.of_seeds.values()]
-    return f"{bound}{at.log2_lr:.2f} ({min(seeds):.2f} … {max(seeds):.2f})".replace("-", "−")
+    bound = "" if at.inside else "≤ " if at.log2 == math.log2(curve.grid[0]) else "≥ "
+    seeds = [optimum.log2 for optimum in curve.of_seeds.values()]
+    return f"{bound}{at.log2:.2f} ({min(seeds):.2f} … {max(seeds):.2f})".replace("-", "−")
+
+
+def decay_drift(findings: Findings) -> str:
+    """How the best decay goes with the width."""
+    curves = findings.decay_curves()
+    if len(curves) < 2 or not all(curve.optimum.inside for curve in curves):
+        return (
+            "At some width the lowest loss is at an end of the ω that were tried: how the best goes is open."
+        )
+    by, low, high = drift_of(curves)
+    return (
+        f"The best ω goes as width^({signed(by)}) (single seeds {signed(low)} to {signed(high)}); [F] has "
+        "+0.50 for runs at rest."
+    )
+
+
+def decay_table(findings: Findings) -> str:
+    """Loss over decay at each width."""
+    lines = ["| width | seeds | loss by ω | best log₂ ω |", "|--:|--:|---|--:|"]
+    for curve in findings.decay_curves():
+        points = zip(curve.grid, curve.mean, strict=True)
+        losses = ", ".join(f"{decay:.3g}: {loss:.3f}" for decay, loss in points)
+        lines.append(f"| {curve.width} | {len(curve.by_seed)} | {losses} | {optimum_cell(curve)} |")
+    return "\n".join(lines)
 
 
 def sigma_table(findings: Findings) -> str:

@@ -132,6 +132,18 @@ def test_equal_steps_are_an_identity_where_the_branch_is_normed():
         assert np.array(second[name]["sigma"]) / 4 == pytest.approx(first[name]["sigma"], rel=1e-2)
 
 
+def test_a_snapshot_has_the_top_direction_the_size_and_the_stable_rank():
+    weight = torch.diag(torch.tensor([1.0, 3.0, -2.0, 0.0]))
+    left, value, right = experiment.top_triple(weight)
+    assert value.item() == pytest.approx(3)
+    assert (left @ weight @ right).item() == pytest.approx(3)
+    found = {"sigma": [], "rms": [], "stable_rank": []}
+    experiment.add_spectrum(found, weight)
+    assert found["sigma"] == pytest.approx([3])
+    assert found["rms"] == pytest.approx([math.sqrt(14 / 16)])
+    assert found["stable_rank"] == pytest.approx([14 / 9])
+
+
 def test_a_slope_has_the_interval_of_least_squares():
     x, y = [0.0, 1.0, 2.0, 3.0], [0.1, 0.4, 1.1, 1.4]
     found = fits.Slope.of(x, y)

@@ -40,7 +40,7 @@ def small(text, tmp_path_factory):
         "--steps=20",
         "--batch=2",
         "--log2-lrs=-7,-6,-5",
-        "--decays=0.8",
+        "--decays=0.2,0.8",
         "--widest-lrs=3",
         f"--out={out / 'runs'}",
         f"--results={out / 'results'}",
@@ -56,7 +56,8 @@ def test_it_leaves_a_table_the_numbers_and_a_picture(small):
     numbers = json.loads((out / "results" / "width-transfer.json").read_text())
     assert (out / "results" / "width-transfer.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert page in result.output
-    assert len(numbers["runs"]) == 2 * 3 + 9
+    assert len(numbers["runs"]) == 2 * 2 * 3 + 9 + 1
+    assert [row["width"] for row in numbers["best_decays"]] == [32]
     assert {row["rule"] for row in numbers["sigma_slopes"]} == set(wk.scaling.RULES)
     for rule in wk.scaling.RULES:
         assert f"**`{rule}`**" in page
@@ -74,7 +75,7 @@ def test_runs_that_are_there_are_not_repeated(small, monkeypatch):
 def test_an_interrupted_experiment_writes_what_it_has(small, monkeypatch, tmp_path):
     out, arguments, _ = small
     lines = (out / "runs" / "runs.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "runs.jsonl").write_text("".join(lines[:-1]))
+    (tmp_path / "runs.jsonl").write_text("".join(lines[:-2]))
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -165,18 +166,18 @@ def test_held_out_text_is_not_trained_on():
 def test_the_lowest_point_of_a_parabola_is_exact():
     x = [-9.0, -8.0, -7.0, -6.0, -5.0]
     found = lowest(x, [2 + 0.3 * (each + 7.3) ** 2 for each in x])
-    assert (found.log2_lr, found.loss, found.inside) == pytest.approx((-7.3, 2.0, True))
+    assert (found.log2, found.loss, found.inside) == pytest.approx((-7.3, 2.0, True))
     # By hand: through (−1, 3), (0, 1), (1, 2) it is 1.5x² − 0.5x + 1, lowest at 1/6.
     found = lowest([-1, 0, 1], [3, 1, 2])
-    assert (found.log2_lr, found.loss) == pytest.approx((1 / 6, 23 / 24))
+    assert (found.log2, found.loss) == pytest.approx((1 / 6, 23 / 24))
 
 
 def test_a_lowest_point_at_an_end_or_beside_a_run_that_diverged_stays_where_it_is():
     assert lowest([1, 2, 3], [1, 2, 3]) == lowest([1, 2], [1, math.nan])
     assert not lowest([1, 2, 3], [1, 2, 3]).inside
     beside = lowest([1, 2, 3], [2, 1, math.nan])
-    assert (beside.log2_lr, beside.inside) == (2, True)
-    assert lowest([1, 2, 3], [1, 1, 1]).log2_lr == 1
+    assert (beside.log2, beside.inside) == (2, True)
+    assert lowest([1, 2, 3], [1, 1, 1]).log2 == 1
 
 
 def made_up(drift, exponent, widths=(32, 64, 128, 256), seeds=2):
@@ -216,11 +217,30 @@ def test_findings_of_runs_that_follow_laws_are_the_laws():
             assert by == pytest.approx(wk.scaling.RULES[rule].sigma_exponent(0.6))
             assert error == pytest.approx(0, abs=1e-9)
     curve = findings.curve("proportional", 256)
-    assert curve.optimum.log2_lr == pytest.approx(-7 + 0.9)
-    assert [optimum.log2_lr for optimum in curve.of_seeds.values()] == pytest.approx([-6.2, -6.0])
+    assert curve.optimum.log2 == pytest.approx(-7 + 0.9)
+    assert [optimum.log2 for optimum in curve.of_seeds.values()] == pytest.approx([-6.2, -6.0])
     assert curve.above_best(2.0**-7) == pytest.approx(0.1 * (0.9**2 - 0.1**2))
     # Forces that add four times what decay takes off would rest at twice the σ.
     assert findings.over_rest("published", 128, "ffn") == pytest.approx(0.5)
+
+
+def test_the_best_decay_is_found_by_the_decay_that_the_matrices_had():
+    """Best at 2^−2·√m, whichever rule a decay came from."""
+    rows = {}
+    for width in (32, 64, 128):
+        for rule, decay in [
+            *((rule, 0.8) for rule in wk.scaling.RULES),
+            ("constant", 0.05),
+            ("constant", 0.2),
+        ]:
+            settings = Settings(width, 2.0**-7, decay, rule)
+            had = decay * wk.scaling.RULES[rule].weight_decay_ratio(settings.m)
+            loss = 2 + 0.1 * (math.log2(had) + 2 - math.log2(settings.m) / 2) ** 2
+            rows[settings] = {"loss": loss, "time_constants": training.time_constants(settings)}
+    findings = Findings.of(rows)
+    curves = findings.decay_curves()
+    assert curves[2].grid == pytest.approx((0.05, 0.2, 0.8, 1.6, 3.2))
+    assert [curve.optimum.log2 for curve in curves] == pytest.approx([-2, -1.5, -1])
 
 
 def test_the_page_says_whether_the_optimum_held():
@@ -297,7 +317,7 @@ def test_an_experiment_that_makes_no_sense_ends_with_a_message(small, option, me
 def test_nothing_is_said_before_a_wider_model_has_its_runs(small, monkeypatch, tmp_path):
     out, arguments, _ = small
     lines = (out / "runs" / "runs.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "runs.jsonl").write_text("".join(lines[:7]))
+    (tmp_path / "runs.jsonl").write_text("".join(lines[:14]))
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -314,6 +334,13 @@ def test_nothing_is_said_before_a_wider_model_has_its_runs(small, monkeypatch, t
 def test_seeds_go_breadth_first_and_the_widest_has_the_nearest_lrs():
     plan = experiment.Plan((16, 32, 64), (2, 2, 1), (1, 2, 4, 8, 16), (0.01,), 3, steps=24, batch=2)
     runs = list(plan.carried(lr=8, weight_decay=0.01))
+    assert [run.rule for run in plan.decays_below(lr=8, weight_decay=0.01)] == []
+    lower = replace(plan, decays=(0.001, 0.01)).decays_below(lr=8, weight_decay=0.01)
+    assert [(run.width, run.weight_decay, run.seed) for run in lower] == [
+        (32, 0.001, 0),
+        (64, 0.001, 0),
+        (32, 0.001, 1),
+    ]
     order = list(dict.fromkeys((run.seed, run.width) for run in runs))
     assert order == [(0, 32), (0, 64), (1, 32)]
     assert sorted({run.lr for run in runs if run.width == 64}) == [4, 8, 16]
