@@ -154,6 +154,32 @@ def recovery_speed(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def width_table(results: list[dict[str, Any]]) -> str:
+    """A row for every level of noise: exponents of the width, and what each rule leaves of σ_top."""
+    found = json.loads((FOLDER / "results" / "width-synthetic.json").read_text())
+    lines = [
+        "| noise / gradient | coherent | e of W₁ | e of W₂ | weight decay ∝ √width | constant | ∝ width |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def number(slope: dict[str, float], sign: str = "") -> str:
+        return f"{slope['value']:{sign}.2f} ± {slope['half']:.2f}".replace("-", "−")
+
+    for noise in dict.fromkeys(row["noise"] for row in found["width"]):
+        exponents = [row["sigma"] for row in found["width"] if row["noise"] == noise]
+        slopes = [
+            row["slope"] for row in found["rules"] if (row["noise"], row["matrix"]) == (noise, "up_proj")
+        ]
+        cells = [
+            noise.replace("inf", "∞"),
+            f"{1 / (1 + float(noise) ** 2):.2g}",
+            *map(number, exponents),
+            *(number(slope, "+") for slope in slopes),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def spectra_table(results: list[dict[str, Any]]) -> str:
     """A row for every machine on which top singular values were timed."""
     lines = [
@@ -202,6 +228,7 @@ SECTIONS = {
     "headline": headline,
     "recovery": recovery_table,
     "recovery-speed": recovery_speed,
+    "widths": width_table,
     "steps": steps_table,
     "fits": fits_table,
     "spectra": spectra_table,
