@@ -88,7 +88,8 @@ def test_what_cannot_be_classified_is_named_and_can_be_said(tmp_path):
     path.write_text(json.dumps(SHAPES | {"block.router.weight": [8, 256]}))
     said = run(path, *RATES, code=2).stderr
     assert (
-        "cannot tell the scaling class of block.router.weight [8, 256]; say what they are in --class" in said
+        "cannot tell the scaling class of block.router.weight [8, 256]; say what they are in --class, "
+        "as in --class 'block.router.weight=vector'" in said
     )
     found = rows(path, "--class", "*.router.*=vector")
     assert found["block.router.weight"]["class"] == "vector"
@@ -97,7 +98,7 @@ def test_what_cannot_be_classified_is_named_and_can_be_said(tmp_path):
 def test_fused_parameters_are_named_on_stderr(tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text(json.dumps({"h.0.attn.c_attn.weight": [64, 192]}))
-    assert "h.0.attn.c_attn.weight hold several matrices" in run(path, *RATES).stderr
+    assert "h.0.attn.c_attn.weight: several matrices in each" in run(path, *RATES).stderr
     assert run(path, *RATES, "--class", "*.c_attn.*=matrix").stderr == ""
 
 

@@ -28,12 +28,12 @@ def test_updates_of_noise_come_to_rest_at_the_predicted_norm(beta1):
     assert early.distance.item() < -0.1
     assert not early.reached().item()
     assert late.reached().item()
-    assert late.noise_rms.item() == pytest.approx(math.sqrt(lr / 2 / omega))
+    assert late.noise_rms.item() == pytest.approx(math.sqrt(lr / 2 / omega), rel=5e-3)
     for equilibrium in (early, late):
         assert equilibrium.coherence.item() == pytest.approx(1, abs=0.06)
         assert equilibrium.balance_rms.item() == pytest.approx(late.rms.item(), rel=0.06)
     assert late.rms.item() == pytest.approx(weight.detach().double().square().mean().sqrt().item(), rel=1e-6)
-    assert late.steps_to_equilibrium.item() == pytest.approx(600)
+    assert late.steps_to_equilibrium.item() == pytest.approx(600, rel=0.01)
 
 
 def test_equilibrium_where_nothing_decays_or_moves():
@@ -95,7 +95,7 @@ def test_each_row_has_the_rates_of_its_group():
         optimizer.step()
     found = scaling.equilibrium(optimizer.ledger.drain(), optimizer)
     rows = dict(zip(found.names, range(2), strict=True))
-    assert found.noise_rms[rows["weight"]] == pytest.approx(math.sqrt(0.0025 / 2 / 1.0))
+    assert found.noise_rms[rows["weight"]].item() == pytest.approx(math.sqrt(0.0025 / 2 / 1.0), rel=0.01)
     for column in (found.balance_rms, found.noise_rms, found.steps_to_equilibrium):
         assert column[rows["bias"]] == math.inf
     # Also where one decay is given for all: what did not decay has no equilibrium.
@@ -103,6 +103,32 @@ def test_each_row_has_the_rates_of_its_group():
         optimizer.step()
     given = scaling.equilibrium(optimizer.ledger.drain(), lr=0.01, weight_decay=0.5)
     assert given.balance_rms[rows["bias"]] == math.inf
+
+
+def test_a_schedule_is_told_by_the_decay_itself():
+    """The lr of the optimizer is that of the next step; the interval's mean is in its decay."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(0.05 * torch.randn(20_000))
+    optimizer = wk.AdamW([weight], lr=0.01, weight_decay=1.0)  # without a name: by position
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    for _ in range(50):
+        weight.grad = torch.randn(20_000)
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+    found = scaling.equilibrium(optimizer.ledger.drain(), optimizer)
+    mean = sum(0.005 * (1 + math.cos(math.pi * t / 50)) for t in range(50)) / 50
+    assert found.noise_rms.item() == pytest.approx(math.sqrt(mean / 2), rel=0.05)
+    assert found.steps_to_equilibrium.item() == pytest.approx(3 / mean, rel=0.1)
+
+
+def test_an_interval_without_steps_tells_nothing():
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = wk.AdamW([("weight", weight)], lr=0.01, weight_decay=1.0)
+    found = scaling.equilibrium(optimizer.ledger.drain(), optimizer)
+    assert found.rms.item() == 1
+    for column in (found.balance_rms, found.noise_rms, found.steps_to_equilibrium):
+        assert column.isnan().all()
 
 
 def test_rounding_is_one_of_the_forces_that_balance():

@@ -190,7 +190,7 @@ def test_the_head_is_a_choice():
 
 def test_tied_and_fused_parameters_are_named():
     with pytest.warns(
-        UserWarning, match=r"wte\.weight = lm_head\.weight are tied.*c_attn\.weight.* hold sev"
+        UserWarning, match=r"wte\.weight = lm_head\.weight are tied.*c_attn\.weight.*: several"
     ):
         found = scaling.classify(gpt2())
     assert found.tied == {"transformer.wte.weight": ("lm_head.weight",)}
@@ -516,6 +516,12 @@ def test_the_table_by_kind():
 def test_choices_that_make_no_sense(choices, said):
     with pytest.raises(ValueError, match=said):
         groups_of(llama(), **choices)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_numbers_from_a_file_of_settings_are_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '1e-3' "):
+        groups_of(llama(), **{name: "1e-3"})
 
 
 def test_what_is_no_named_parameters():

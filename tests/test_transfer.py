@@ -52,7 +52,7 @@ def test_the_role_that_has_not_is_named():
     assert check.in_equilibrium is None
     assert check.verdict == (
         "not transferred: ffn, σ_top ratio 1.189 (σ_top within a factor 1.15 of 1 asked); whether the runs "
-        "are in equilibrium is not known"
+        "are in equilibrium is not known (no ages were given)"
     )
     # It is what a constant decay promises.
     rule = scaling.RULES["constant"]
@@ -70,6 +70,16 @@ def test_the_ratio_of_a_role_is_the_geometric_mean():
     row = check.names.index("ffn")
     assert check.ratio[row] == pytest.approx(1.5**0.5)
     assert (check.low[row], check.high[row]) == pytest.approx((0.5, 3))
+
+
+def test_matrices_that_failed_both_ways_have_not_transferred():
+    target = gaussian(96)
+    target["layers.0.mlp.up_proj.weight"] *= 3
+    target["layers.1.mlp.up_proj.weight"] /= 3
+    check = scaling.check_transfer(gaussian(48), target, proxy_age=5, target_age=5)
+    assert check.ratio == pytest.approx(1)
+    assert check.transferred.tolist() == [True, False, True]
+    assert "ffn, single ratios from 0.333 to 3.000" in check.verdict
 
 
 def test_a_spectrum_of_another_shape_has_not_transferred():
@@ -100,6 +110,10 @@ def test_age_is_the_sum_of_lr_times_decay():
     lr = np.linspace(0.001, 0.01, 250)
     assert scaling.training_age(lambda t: lr[t - 1], 0.3, 250) == pytest.approx(0.3 * lr.sum())
     assert scaling.training_age(0.01, 0.3, 1000) == pytest.approx(3)
+    for given in (lr, lr.tolist(), torch.from_numpy(lr)):
+        assert scaling.training_age(given, 0.3, 250) == pytest.approx(0.3 * lr.sum())
+    with pytest.raises(ValueError, match="lr must have a rate for each of the 300 steps, got 250"):
+        scaling.training_age(lr, 0.3, 300)
 
 
 def test_spectra_may_come_ready_made():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def pairs(named: Named) -> list[tuple[str, Any]]:
         found = list(named.named_parameters(remove_duplicate=False))
     elif isinstance(named, Mapping):
         found = list(named.items())
-    elif isinstance(named, Iterable) and not isinstance(named, torch.Tensor):
+    elif isinstance(named, Iterable) and not isinstance(named, (torch.Tensor, str)):
         found = list(named)
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in found):
             raise TypeError(
@@ -52,5 +53,6 @@ def pairs(named: Named) -> list[tuple[str, Any]]:
         raise TypeError(
             "expected a model, pairs (name, tensor) or a mapping from name to tensor or shape, got "
             f"{type(named).__name__}"
+            + ("; load a file first" if isinstance(named, (str, os.PathLike)) else "")
         )
     return list(zip(unwrapped(name for name, _ in found), (item for _, item in found), strict=True))

@@ -54,7 +54,8 @@ def scale(
         Path,
         typer.Argument(
             metavar="MODEL_OR_SHAPES",
-            help="a checkpoint, of which names and shapes alone are read; or a .json of shapes by name",
+            help="a checkpoint, of which names and shapes alone are read; or a .json of shapes by name. Of "
+            "any width: the ratio of --to and --from is what counts",
             show_default=False,
         ),
     ],
@@ -142,6 +143,7 @@ _OPTIONS = {"overrides": "--class", "base_width": "--from", "weight_decay": "--w
 
 
 def _as_options(said: str) -> str:
+    said = re.sub(r"overrides, as in \{'([^']*)': '(\w+)'\}", r"--class, as in --class '\1=\2'", said)
     return re.sub("|".join(_OPTIONS), lambda found: _OPTIONS[found[0]], said)
 
 
@@ -174,7 +176,7 @@ def _print(table: ScalingTable, m: float, head: Head) -> None:
     from ..scaling import output_scale
 
     typer.echo(f"{table}\n\nm = {m:g}; σ_top ratio: predicted, in equilibrium, target over proxy")
-    if head is Head.vector:
+    if head is Head.vector and {"head", "embedding"} & set(table.classes):
         typer.echo(
             f"multiply the logits by {output_scale(m):g} (1/m): the head, or the embedding it is tied to, "
             "keeps its lr"

@@ -97,7 +97,10 @@ def _spectra(checkpoint: Checkpoint, names: list[str], on_read: Callable[[int], 
     found = []
     for name in names:
         tensor = checkpoint.tensors[name]
-        found.append(spectrum({name: tensor.load()}))
+        try:
+            found.append(spectrum({name: tensor.load()}))
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}") from None
         on_read(tensor.nbytes)
     return Spectra(
         names=tuple(name for one in found for name in one.names),

@@ -219,7 +219,7 @@ def _require_classes(names: list[str], shapes: list[tuple[int, ...]], classes: l
     if not unknown:
         return
     remedy = (
-        f"say what they are in overrides, as in {{{names[unknown[0]]!r}: 'matrix'}}, one of "
+        f"say what they are in overrides, as in {{{names[unknown[0]]!r}: 'vector'}}, one of "
         + ", ".join(SCALING_CLASSES)
     )
     if any(len(shapes[row]) == 1 for row in unknown):
@@ -238,7 +238,7 @@ def _warn(fused: tuple[str, ...], tied: Mapping[str, tuple[str, ...]]) -> None:
         said.append(f"{shown} are tied and of one class, an embedding's where one of them is")
     if fused:
         shown = _few(list(fused))
-        said.append(f"{shown} hold several matrices each, which share one lr and decay")
+        said.append(f"{shown}: several matrices in each, which share one lr and decay")
     if said:
         warnings.warn(
             "; ".join(said) + ". Name them in overrides to say that this is meant",

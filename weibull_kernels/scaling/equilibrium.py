@@ -67,7 +67,7 @@ def equilibrium(
     lr: Any = None,
     weight_decay: Any = None,
 ) -> Equilibrium:
-    """The norm that each tensor is on its way to, by the balance of its forces at a constant lr.
+    """The norm that each tensor is on its way to, by the balance of its forces.
 
         ‖w‖²_balance = (alignment + injection + coupling + rounding)/(2ηω·steps)
         σ_noise      = √(η/(2ω))        for ηω ≪ 1 − β₁
@@ -81,13 +81,16 @@ def equilibrium(
     Args:
         budget: [P] rows with `numel`, such as `optimizer.ledger.drain()` over many steps: the forces of
             one step scatter.
-        optimizer: that made the steps, whose groups say `lr` and `weight_decay` of each name.
-        lr: η, constant over the interval; a number or [P]. Instead of the optimizer.
+        optimizer: that made the steps, for the weight decay of each row. Then η is the mean over the interval
+            that the decay tells, with ‖w‖² halfway between its start and its end: right under a
+            schedule, and where the interval is short beside 1/(ηω).
+        lr: η, constant over the interval; a number or [P]. With weight_decay, instead of the optimizer.
         weight_decay: ω, coupled as in PyTorch; a number or [P]. A row whose `decay` is 0 does not decay,
             whatever is given.
 
     Returns:
-        Float64 [P] on the budget's device, without waiting for it.
+        Float64 [P] in the order of the budget, on its device, without waiting for it; NaN in a row
+        without a step.
 
     Raises:
         ValueError: the budget has no `numel`; neither an optimizer nor both rates are given, or all;
@@ -105,8 +108,6 @@ def equilibrium(
         raise ValueError("the budget has no numel, so σ = √(‖w‖²/n) is not known; give numel= to from_sums")
     if (optimizer is None) == (lr is None or weight_decay is None) or (lr is None) != (weight_decay is None):
         raise ValueError("give the optimizer that made the steps, or lr= and weight_decay=; one of the two")
-    if optimizer is not None:
-        lr, weight_decay = _rates(budget.names, optimizer)
     first = torch.as_tensor(budget.norm_sq)
 
     def column(name: str, value: Any) -> Tensor:
@@ -118,37 +119,43 @@ def equilibrium(
             )
         return given.expand(first.shape)
 
-    eta, numel, steps = column("lr", lr), column("numel", budget.numel), column("steps", budget.steps)
+    numel, steps = column("numel", budget.numel), column("steps", budget.steps)
     norm_sq, decay = column("norm_sq", budget.norm_sq), column("decay", budget.decay)
-    omega = torch.where((decay == 0) & (norm_sq > 0), 0.0, column("weight_decay", weight_decay))
     rounding = 0.0 if budget.rounding is None else column("rounding", budget.rounding)
     change = column("change", budget.predicted_change) + rounding
+    if optimizer is not None:
+        omega = column("weight_decay", _decays(budget.names, len(first), optimizer))
+        eta = -decay / (2 * steps * (norm_sq + change / 2) * omega)
+    else:
+        eta, omega = column("lr", lr), column("weight_decay", weight_decay)
+    decays = (decay != 0) & (eta * omega > 0)
+
+    def where_it_decays(values: Tensor) -> Tensor:
+        return torch.where(steps > 0, torch.where(decays, values, torch.inf), torch.nan)
+
     shrinkage = eta * omega
     added = (change - decay).clamp(min=0)
-    balance = torch.where(shrinkage > 0, added / (2 * shrinkage * steps * numel), torch.inf)
-    balance = torch.where(steps > 0, balance, torch.nan)
     return Equilibrium(
         rms=((norm_sq + change) / numel).sqrt(),
-        balance_rms=balance.sqrt(),
-        noise_rms=torch.where(omega > 0, eta / (2 * omega), torch.inf).sqrt(),
-        steps_to_equilibrium=TIME_CONSTANTS / shrinkage,
+        balance_rms=where_it_decays((added / (2 * shrinkage * steps * numel)).sqrt()),
+        noise_rms=where_it_decays((eta / (2 * omega)).sqrt()),
+        steps_to_equilibrium=where_it_decays(TIME_CONSTANTS / shrinkage),
         names=budget.names,
         role_overrides=budget.role_overrides,
     )
 
 
-def _rates(
-    names: tuple[str, ...] | None, optimizer: torch.optim.Optimizer
-) -> tuple[list[float], list[float]]:
-    """`lr` and `weight_decay` of the group of each name."""
-    groups = {
-        name: group for group in optimizer.param_groups for name in unwrapped(group.get("param_names", ()))
-    }
-    unknown = [name for name in names or ("(no names)",) if name not in groups]
-    if unknown or names is None:
+def _decays(names: tuple[str, ...] | None, rows: int, optimizer: torch.optim.Optimizer) -> list[float]:
+    """The `weight_decay` of the group of each row, by name, or by position without names."""
+    decays = [float(group["weight_decay"]) for group in optimizer.param_groups for _ in group["params"]]
+    known = [name for group in optimizer.param_groups for name in unwrapped(group.get("param_names", ()))]
+    if not known and len(decays) == rows:
+        return decays
+    by_name = dict(zip(known, decays, strict=True)) if known else {}
+    unknown = [name for name in names or ("(no name)",) if name not in by_name]
+    if unknown:
         raise ValueError(
-            f"'{unknown[0]}' of the budget is not among the {len(groups)} names of the optimizer; make it of "
-            "model.named_parameters() or of scaling.param_groups, or give lr= and weight_decay="
+            f"'{unknown[0]}' of the budget is not among the {len(by_name)} names of the optimizer, which has "
+            f"{len(decays)} parameters; give lr= and weight_decay="
         )
-    rates = [(float(groups[name]["lr"]), float(groups[name]["weight_decay"])) for name in names]
-    return [lr for lr, _ in rates], [weight_decay for _, weight_decay in rates]
+    return [by_name[name] for name in names or ()]

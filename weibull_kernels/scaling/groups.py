@@ -10,7 +10,7 @@ import torch
 
 from ..names import Named, pairs
 from .classes import Classification, classify
-from .rules import WidthRule, coupled_decay, named_rule, require_positive, width_ratio
+from .rules import WidthRule, coupled_decay, named_rule, require_number, require_positive, width_ratio
 
 _TOLERANCE = 1e-6  # of a ratio, above what a schedule in float32 leaves
 
@@ -98,6 +98,7 @@ def laws(
 ) -> dict[str, dict[str, float]]:
     """`lr`, coupled `weight_decay` and `lr_ratio` of "matrix" and "vector", as `param_groups` takes them."""
     require_positive("lr", lr)
+    require_number("weight_decay", weight_decay)
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay must be 0 or a positive number, got {weight_decay}")
     if decay not in ("coupled", "independent"):

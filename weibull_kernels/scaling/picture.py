@@ -19,8 +19,8 @@ def draw_transfer(check: TransferCheck, path: Path, called: str = "target / prox
     """Ratios of top singular values by role, and the shapes of the spectra, as a PNG.
 
     Above a point for each pair of matrices and a bar for the mean of their role, the tolerance shaded;
-    below σ_i/σ_1 along i/min(m, n), the mean over the matrices of a role, solid for the target and
-    dashed for the proxy.
+    below σ_i over the root mean square of the spectrum, which is what `wk.shape_distance` compares, along
+    i/min(m, n): the mean over the matrices of a role, solid for the target and dashed for the proxy.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 7.5), layout="constrained")
@@ -36,7 +36,7 @@ def draw_transfer(check: TransferCheck, path: Path, called: str = "target / prox
         shapes.plot([], [], "--", color="#444444", label="proxy")
         shapes.set_title("Shape of the spectra")
         shapes.set_xlabel("position in the spectrum, i / min(m, n)")
-        shapes.set_ylabel("σ_i / σ_1")
+        shapes.set_ylabel("σ_i / root mean square of all")
         shapes.legend(loc="upper right")
         figure.savefig(path)
 
@@ -59,9 +59,11 @@ def _draw_ratios(axes: Axes, check: TransferCheck) -> None:
 
 
 def _mean_shape(values: Iterable[Tensor]) -> np.ndarray:
-    """σ_i/σ_1 at `_POSITIONS`, the mean over matrices of any sizes."""
+    """σ_i over its root mean square at `_POSITIONS`, the mean over matrices of any sizes."""
     curves = [
-        np.interp(_POSITIONS, np.arange(len(v)) / max(len(v) - 1, 1), (v / v[0]).cpu().numpy())
+        np.interp(
+            _POSITIONS, np.arange(len(v)) / max(len(v) - 1, 1), (v / v.square().mean().sqrt()).cpu().numpy()
+        )
         for v in values
     ]
     mean: np.ndarray = np.mean(curves, axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 SIGMA_EXPONENT = 0.75
 """Of the width in σ_top ∝ √(η/ω)·width^e as [F] finds it; entries that are all noise have 0.5."""
@@ -164,9 +165,16 @@ def output_scale(m: float) -> float:
 
 
 def require_positive(name: str, value: float) -> None:
-    """Raises a ValueError that names what is not a positive finite number."""
+    """Raises a TypeError or ValueError that names what is not a positive finite number."""
+    require_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raises a TypeError that names what is no number, such as text from a file of settings."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
 
 
 def named_rule(rule: str | WidthRule) -> WidthRule:

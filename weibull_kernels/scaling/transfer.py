@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -35,8 +35,9 @@ class TransferCheck(Columns):
         ratio: float64 [R], geometric mean of σ_top(target)/σ_top(proxy) over the pairs.
         low, high: float64 [R], the smallest ratio of a pair and the largest.
         shape_distance: float64 [R], mean of `wk.shape_distance` over the pairs.
-        transferred: bool [R], whether `ratio` is within a factor 1 + tolerance of `expected` and the
-            shapes within `shape_tolerance`.
+        transferred: bool [R], whether `ratio` is within a factor 1 + tolerance of `expected`, single pairs
+            scatter about it by no more than the square of that factor (root mean square of the
+            logarithms), and the shapes are within `shape_tolerance`.
         expected: the ratio that the rule promises.
         tolerance: of the ratio, relative.
         shape_tolerance: of the distance of shapes.
@@ -80,7 +81,7 @@ class TransferCheck(Columns):
         alone = sum(why.startswith("only in") for why in self.left_out.values())
         rest = f"; {alone} matrix-like weights are in one of the two alone" if alone else ""
         if self.in_equilibrium is None:
-            rest += "; whether the runs are in equilibrium is not known"
+            rest += "; whether the runs are in equilibrium is not known (no ages were given)"
         if self.in_equilibrium is False:
             ages = f"{_age(self.proxy_age)} (proxy) and {_age(self.target_age)} (target)"
             return f"undecided: ages of {ages} time constants, equilibrium takes {TIME_CONSTANTS:g}{rest}"
@@ -95,6 +96,8 @@ class TransferCheck(Columns):
             said.append(f"σ_top ratio {self.ratio[row]:.3f}")
         if self.shape_distance[row] > self.shape_tolerance:
             said.append(f"shape distance {self.shape_distance[row]:.3f}, over {self.shape_tolerance:g}")
+        if not said:
+            said.append(f"single ratios from {self.low[row]:.3f} to {self.high[row]:.3f}")
         return f"{self.names[row]}, {' and '.join(said)}"
 
     def draw(self, path: str | os.PathLike[str], called: str = "target / proxy") -> None:
@@ -177,6 +180,7 @@ def check_transfer(
     known = in_order(roles)
     rows = [np.flatnonzero(np.array(roles) == role) for role in known]
     mean = np.array([np.exp(np.log(ratios[row]).mean()) for row in rows])
+    scatter = np.array([np.log(ratios[row] / expected).std() for row in rows])
     shape = np.array([distances[row].mean() for row in rows])
     return TransferCheck(
         names=tuple(known),
@@ -185,7 +189,9 @@ def check_transfer(
         low=np.array([ratios[row].min() for row in rows]),
         high=np.array([ratios[row].max() for row in rows]),
         shape_distance=shape,
-        transferred=_is_within(mean, expected, tolerance) & (shape <= shape_tolerance),
+        transferred=_is_within(mean, expected, tolerance)
+        & (scatter <= 2 * math.log1p(tolerance))
+        & (shape <= shape_tolerance),
         expected=expected,
         tolerance=tolerance,
         shape_tolerance=shape_tolerance,
@@ -232,18 +238,30 @@ def matrix_like(
     return common, left_out
 
 
-def training_age(lr: Schedule, weight_decay: float, steps: int) -> float:
+def training_age(lr: Schedule | Sequence[float], weight_decay: float, steps: int) -> float:
     """Σηω over a run, in time constants of ‖w‖: after 3 of them e⁻³ of the start is left.
 
+    Both rates are those of the run's own matrices: of a target by the published rule η/m and ω·√m, so that
+    it needs √m as many steps as its proxy.
+
     Args:
-        lr: η, as `wk.recover` takes it: a number, a function of the step from 1, an array, a table.
+        lr: η of each step, [steps], or as `wk.recover` takes it: a number, a function of the step from 1,
+            a table, a description.
         weight_decay: ω, coupled as in PyTorch.
         steps: of the run.
+
+    Raises:
+        ValueError: there are not as many rates as steps, or one is no rate.
 
     >>> round(training_age(lambda t: 0.01 * min(1, t / 100), 0.1, 1000), 4)
     0.9505
     """
-    return float(rates(lr, np.arange(1, steps + 1)).sum()) * weight_decay
+    numbers = np.arange(1, steps + 1)
+    if not isinstance(lr, (list, np.ndarray, Tensor)):
+        return float(rates(cast(Schedule, lr), numbers).sum()) * weight_decay
+    if len(lr) != steps:
+        raise ValueError(f"lr must have a rate for each of the {steps} steps, got {len(lr)}")
+    return float(rates((numbers, np.asarray(lr, dtype=np.float64)), numbers).sum()) * weight_decay
 
 
 def _by_name(given: Named | Spectra) -> dict[str, Any]:
@@ -283,4 +301,4 @@ def _ratio(proxy: Tensor, target: Tensor, name: str) -> float:
 
 
 def _age(age: float | None) -> str:
-    return "unknown" if age is None else f"{age:.2g}"
+    return "unknown" if age is None else f"{age:.4g}"
