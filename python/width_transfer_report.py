@@ -16,7 +16,7 @@ DECAYS = {"published": "∝ √width", "constant": "constant", "proportional": "
 def page(findings: Findings, machine: str) -> str:
     """The results page, in Markdown."""
     settings = next(iter(findings.proxy))
-    runs = len({*findings.proxy, *findings.rows})
+    runs = len(findings.every)
     return f"""# Whether the lr and decay of a narrow model hold on a wide one
 
 Written by `python python/width_transfer.py`; the numbers of every run are in `width-transfer.json`, the
@@ -147,7 +147,8 @@ def verdict_sentence(findings: Findings) -> str:
     if len(held) == len(findings.rules):
         return (
             "So the best η holds under **every** rule and does not tell them apart: at these widths and this "
-            "length the matrices' lr ∝ 1/width, which the rules have in common, is enough."
+            "length the matrices' lr ∝ 1/width, which the rules have in common, is enough (no other "
+            "was tried)."
         )
     if not held:
         return "So the best η holds under **none** of the rules."
@@ -243,8 +244,8 @@ def paper_sentence(findings: Findings) -> str:
         judged = "which is at rest and is what was carried over."
     else:
         judged = (
-            f"which is not at rest; what was carried over, {carried:.3f}, is the best that is. Decay costs "
-            "loss in runs this short. " + decay_drift(findings)
+            f"which is not at rest; what was carried over, {carried:.3f}, is the best that is. "
+            f"{decay_drift(findings)}"
         )
     return f"The best of all settings of the proxy is {best}, {judged}"
 
@@ -333,13 +334,25 @@ def decay_drift(findings: Findings) -> str:
     curves = findings.decay_curves()
     if len(curves) < 2 or not all(curve.optimum.inside for curve in curves):
         return (
-            "At some width the lowest loss is at an end of the ω that were tried: how the best goes is open."
+            "At some width the lowest loss is at an end of the ω that were tried, so how the best goes with "
+            f"the width is open. Up to ω\\* the mean losses of a width differ by {flatness(findings)} nats."
         )
     by, low, high = drift_of(curves)
     return (
         f"The best ω goes as width^({signed(by)}) (single seeds {signed(low)} to {signed(high)}); [F] has "
         "+0.50 for runs at rest."
     )
+
+
+def flatness(findings: Findings) -> str:
+    """By how much losses differ among the decays up to ω*, the least and the most over the widths."""
+    spreads = []
+    for curve in findings.decay_curves():
+        losses = [
+            loss for decay, loss in zip(curve.grid, curve.mean, strict=True) if decay <= findings.weight_decay
+        ]
+        spreads.append(max(losses) - min(losses) if losses else 0.0)
+    return f"{min(spreads, default=0.0):.3f} to {max(spreads, default=0.0):.3f}"
 
 
 def decay_table(findings: Findings) -> str:
