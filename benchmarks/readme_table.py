@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 FOLDER = Path(__file__).parent
@@ -180,6 +180,45 @@ def width_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def transfer_table(results: list[dict[str, Any]]) -> str:
+    """A row for every rule: the best lr by width, how it drifts, loss at the widest, slopes of σ_top."""
+    found = json.loads((FOLDER / "results" / "width-transfer.json").read_text())
+    optima = [row for row in found["optima"] if row["loss"] == "loss"]
+    widths = sorted({row["width"] for row in optima})
+    proxy = found["proxy"]
+    lines = [
+        f"| weight decay | {' | '.join(f'best log₂ η, width {width}' for width in widths)} | octaves per doubling "
+        f"| loss at {widths[-1]} | slope of log σ_top | predicted |",
+        f"|---|{'--:|' * len(widths)}--:|--:|--:|--:|",
+    ]
+
+    def signed(number: float) -> str:
+        return f"{number:+.2f}".replace("-", "−")
+
+    named = {"published": "∝ √width", "constant": "constant", "proportional": "∝ width"}
+    for rule, decay in named.items():
+        best = {row["width"]: row["log2_lr"] for row in optima if row["rule"] == rule}
+        losses = [
+            run["loss"]
+            for run in found["runs"]
+            if (run["width"], run["rule"]) == (widths[-1], rule)
+            and (run["lr"], run["weight_decay"]) == (proxy["lr"], proxy["weight_decay"])
+        ]
+        slopes = [row for row in found["sigma_slopes"] if row["rule"] == rule]
+        of_roles = sorted(row["slope"] for row in slopes)
+        drift = found["drift"][rule]["loss"]
+        cells = [
+            decay,
+            *(f"{best[width]:.2f}".replace("-", "−") for width in widths),
+            f"{signed(drift['slope'])} ({signed(drift['low'])} … {signed(drift['high'])})",
+            f"{mean(losses):.3f}",
+            f"{signed(of_roles[0])} … {signed(of_roles[-1])}",
+            signed(slopes[0]["predicted"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def spectra_table(results: list[dict[str, Any]]) -> str:
     """A row for every machine on which top singular values were timed."""
     lines = [
@@ -229,6 +268,7 @@ SECTIONS = {
     "recovery": recovery_table,
     "recovery-speed": recovery_speed,
     "widths": width_table,
+    "transfer": transfer_table,
     "steps": steps_table,
     "fits": fits_table,
     "spectra": spectra_table,
