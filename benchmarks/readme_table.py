@@ -186,9 +186,9 @@ def transfer_table(results: list[dict[str, Any]]) -> str:
     optima = [row for row in found["optima"] if row["loss"] == "loss"]
     widths = sorted({row["width"] for row in optima})
     proxy = found["proxy"]
+    best_at = " | ".join(f"{'best log₂ η at ' * (width == widths[0])}{width}" for width in widths)
     lines = [
-        f"| weight decay | {' | '.join(f'best log₂ η, width {width}' for width in widths)} | octaves per doubling "
-        f"| loss at {widths[-1]} | slope of log σ_top | predicted |",
+        f"| weight decay | {best_at} | per doubling | loss at {widths[-1]} | slope of log σ_top | predicted |",
         f"|---|{'--:|' * len(widths)}--:|--:|--:|--:|",
     ]
 
