@@ -188,7 +188,7 @@ def transfer_table(results: list[dict[str, Any]]) -> str:
     proxy = found["proxy"]
     best_at = " | ".join(f"{'best log₂ η at ' * (width == widths[0])}{width}" for width in widths)
     lines = [
-        f"| weight decay | {best_at} | per doubling | loss at {widths[-1]} | slope of log σ_top | predicted |",
+        f"| weight decay | {best_at} | per doubling | loss, {widths[-1]} | slope of log σ_top | predicted |",
         f"|---|{'--:|' * len(widths)}--:|--:|--:|--:|",
     ]
 
