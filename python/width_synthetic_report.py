@@ -182,11 +182,13 @@ def off(rows: Runs, prediction: str) -> float:
     return float(max(abs(row["slope"]["value"] - row[prediction]["value"]) for row in rows))
 
 
-def findings(found: dict[str, Any], tested: Runs) -> str:
-    """What the page says first."""
+def findings(found: dict[str, Any], tested: Runs, span: dict[str, str]) -> str:
+    """What the page says first; `span` says how far ηω went in either half."""
     sweeps, ends = found["fixed_width"], [row["sigma"]["value"] for row in found["width"]]
     return f"""- σ_top ∝ √(η/ω) at fixed width: both exponents are within 10 % of ±½ in
-  {count(sweeps, "small.holds")} rows; that of η is {range_of(sweeps, "small.lr.value")}, that of ω
+  {count(sweeps, "small.holds")} rows where ηω is {span["small"]}, in {count(sweeps, "large.holds")} where
+  it is {span["large"]}, the base of what follows among it. At the smaller that of η is
+  {range_of(sweeps, "small.lr.value")}, that of ω
   {range_of(sweeps, "small.weight_decay.value")}. What is off is an effect of ηω, on which σ_top
   depends as a power of {range_of(sweeps, "small.step.value")}, and more where ηω is larger.
 - The exponent of the width falls from {ends[0]:.2f} and {ends[1]:.2f} (W₁ and W₂, no noise) to {ends[-2]:.2f}
@@ -225,8 +227,9 @@ def page(found: dict[str, Any], experiment: dict[str, Any], runs: Runs) -> str:
     identity = 100 * largest_miss([row for row in found["rules"] if row not in tested])
     return f"""# What σ_top goes with: a residual FFN from gradients of noise to gradients of signal
 
-Written by `python python/width_synthetic.py`; every run and number is in `width-synthetic.json`, the
-picture is `width-synthetic.png`. {len(runs)} runs, {hours:.1f} hours beside other work on
+Written by `python python/width_synthetic.py`; the means of every run and all numbers are in
+`width-synthetic.json` (*kept* for the base width alone), the picture is
+`width-synthetic.png`. {len(runs)} runs, {hours:.1f} hours beside other work on
 {machines}.
 
 **The FFN** is y = x + N(W₂·relu(W₁·N(x))), N(x) = x/rms(x), as wide inside as outside, d. Inputs and targets
@@ -244,7 +247,7 @@ width, the interval knows of that only as scatter.
 
 ## Found
 
-{findings(found, tested)}
+{findings(found, tested, span)}
 
 ## 1. σ_top against η and ω, at width {experiment["sweep_width"]}
 

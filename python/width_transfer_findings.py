@@ -212,13 +212,16 @@ class Findings:
         logs = self.at_setting(rule, width, lambda row: math.log(row["matrices"][role]["sigma_top"]))
         return math.exp(float(np.mean(logs)))
 
-    def sigma_slope(self, rule: str, role: str) -> tuple[float, float]:
-        """Slope of log σ_top on log width at η*, ω*, and its standard error by the scatter of the runs."""
+    def sigma_slope(self, rule: str, role: str, *, rested: bool = False) -> tuple[float, float]:
+        """Slope of log σ_top on log width at η*, ω*, and its standard error by the scatter of the runs.
+
+        If `rested`, of σ_top over `over_rest`: what it would be at rest if it went with σ.
+        """
         x, y = [], []
         for width in self.widths(rule):
             for value in self.at_setting(rule, width, lambda row: row["matrices"][role]["sigma_top"]):
                 x.append(math.log(width))
-                y.append(math.log(value))
+                y.append(math.log(value / (self.over_rest(rule, width, role) if rested else 1)))
         found = np.polyfit(x, y, 1)
         off = np.asarray(y) - np.polyval(found, x)
         freedom = max(1, len(x) - 2)

@@ -9,6 +9,7 @@ from width_transfer_findings import LOSSES, Curve, Findings, at_rest, drift_of, 
 import weibull_kernels as wk
 from weibull_kernels.scaling.rules import TIME_CONSTANTS
 
+AT_REST = 0.05  # that σ may be off from the balance of its forces and still count as at rest
 HELD = 0.5  # octaves that an optimum may move from the narrowest to the widest and still count as held
 DECAYS = {"published": "∝ √width", "constant": "constant", "proportional": "∝ width"}
 
@@ -65,7 +66,9 @@ the grid held constant, as the mean of the seeds; and log₂ of the best ω, as 
 
 At η\\*, ω\\*, at the end of the constant lr: σ_top relative to the proxy's, geometric mean of the tensors
 and seeds; the slope of log σ_top on log width ± its standard error; what the rule leaves where
-σ_top ∝ √(η/ω)·width^¾ [F]; and the exponent of the width that was measured in place of that ¾.
+σ_top ∝ √(η/ω)·width^¾ [F]; the exponent of the width that was measured in place of that ¾; and, as an
+indication, the slope of σ_top over the σ/σ_rest of the next section, which it would have at rest if it went
+with σ.
 
 {sigma_table(findings)}
 
@@ -157,7 +160,8 @@ def verdict_sentence(findings: Findings) -> str:
 
 def named(rules: list[str]) -> str:
     """In a sentence."""
-    return " and ".join(f"`{rule}`" for rule in rules)
+    quoted = [f"`{rule}`" for rule in rules]
+    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
 def best_sentence(findings: Findings) -> str:
@@ -195,38 +199,47 @@ def sigma_sentence(findings: Findings) -> str:
 
 def exponent_sentence(findings: Findings) -> str:
     """The exponent that [F] measured as ¾, of all rules and of those that came to rest."""
-    rested = [rule for rule in findings.rules if rested_at_widest(findings, rule)]
+    rested = [rule for rule in findings.rules if is_at_rest(findings, rule)]
     own = ""
     if rested and len(rested) < len(findings.rules):
         own = f"; under {named(rested)} alone, at rest at every width, {exponents(findings, rested)}"
+    elif not rested:
+        own = (
+            ", with no rule at rest at every width, so that part of it is where the matrices started "
+            f"(of σ_top over σ/σ_rest it is {exponents(findings, findings.rules, rested=True)})"
+        )
     return (
         "The exponent e of the width that this makes of σ_top ∝ √(η/ω)·width^e is "
         f"{exponents(findings, findings.rules)}{own}; [F] has 0.75, entries that are all noise 0.5."
     )
 
 
-def exponents(findings: Findings, rules: Iterable[str]) -> str:
+def exponents(findings: Findings, rules: Iterable[str], *, rested: bool = False) -> str:
     """The least and the most over rules and roles."""
     values = [
-        findings.sigma_slope(rule, role)[0] - wk.scaling.RULES[rule].sigma_exponent(0.0)
+        findings.sigma_slope(rule, role, rested=rested)[0] - wk.scaling.RULES[rule].sigma_exponent(0.0)
         for rule in rules
         for role in ROLES
     ]
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def rested_at_widest(findings: Findings, rule: str) -> bool:
-    """Whether three time constants passed there at η*, ω*."""
-    return findings.time_constants(rule, findings.widths(rule)[-1]) >= TIME_CONSTANTS
+def is_at_rest(findings: Findings, rule: str) -> bool:
+    """Whether the matrices of every role and width were at the balance of their forces at η*, ω*."""
+    return all(
+        abs(findings.over_rest(rule, width, role) - 1) <= AT_REST
+        for width in findings.widths(rule)
+        for role in ROLES
+    )
 
 
 def rest_sentence(findings: Findings) -> str:
     """Which runs were long enough for the law to be about them."""
     passed = {rule: findings.time_constants(rule, findings.widths(rule)[-1]) for rule in findings.rules}
-    short = [rule for rule in findings.rules if not rested_at_widest(findings, rule)]
+    short = [rule for rule in findings.rules if not is_at_rest(findings, rule)]
     listed = ", ".join(f"`{rule}` {constants:.2g}" for rule, constants in passed.items())
     judged = (
-        f"under {named(short)} the matrices had not come to rest there ({TIME_CONSTANTS:g} are needed), so "
+        f"under {named(short)} σ was not within {AT_REST:.0%} of that at rest at every width, so "
         "that σ_top still has part of where it started in it"
         if short
         else "all had come to rest"
@@ -370,8 +383,9 @@ def sigma_table(findings: Findings) -> str:
     widths = sorted({settings.width for settings in findings.rows})
     ratios = " | ".join(f"{width}/{widths[0]}" for width in widths[1:])
     lines = [
-        f"| rule | role | σ_top at {widths[0]} | {ratios} | slope | predicted | exponent of width |",
-        f"|---|---|--:|{'--:|' * (len(widths) - 1)}--:|--:|--:|",
+        f"| rule | role | σ_top at {widths[0]} | {ratios} | slope | predicted | exponent of width "
+        "| slope at rest |",
+        f"|---|---|--:|{'--:|' * (len(widths) - 1)}--:|--:|--:|--:|",
     ]
     for rule in findings.rules:
         mine = findings.widths(rule)
@@ -387,6 +401,7 @@ def sigma_table(findings: Findings) -> str:
                 f"{signed(by, 3)} ± {error:.3f}",
                 signed(law.sigma_exponent()),
                 f"{by - law.sigma_exponent(0.0):.2f}",
+                signed(findings.sigma_slope(rule, role, rested=True)[0]),
             ]
             lines.append(f"| `{rule}` | {role.replace('_', ' ')} | {base:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -322,7 +322,7 @@ def test_entries_that_are_not_finite(backend, value):
         (GOOD, {"pattern": "*.weight"}, ValueError, r"no tensor matches the name pattern '\*.weight'"),
         (GOOD | {"none": torch.ones(0, 4)}, {}, ValueError, r"'none' has shape \(0, 4\): an empty matrix"),
         (GOOD, {"count": 4}, ValueError, r"'good' of shape \(3, 4\) has 3 singular values, count=4"),
-        (GOOD, {"count": 0}, ValueError, "count must be at least 1, got 0"),
+        (GOOD, {"count": 0}, ValueError, "count must be a whole number, at least 1, got 0"),
         (GOOD, {"tolerance": 0.0}, ValueError, "tolerance is relative"),
         (GOOD, {"max_passes": 0}, ValueError, "max_passes must be at least 1"),
         (GOOD, {"split": {"*.qkv": Fused()}}, ValueError, r"split: no matrix matches '\*.qkv'"),
@@ -345,3 +345,83 @@ def test_a_start_of_other_matrices():
     ):
         with pytest.raises(ValueError, match=message):
             top_singular_values(named, start=start)
+
+
+def test_a_direction_that_comes_up_from_nothing_is_found():
+    """Passes drive a direction without a value out of the tracked vectors; it may get one later."""
+    torch.manual_seed(0)
+    a = torch.zeros(128, 128)
+    a[:64, :64] = torch.randn(64, 64)
+    sigma = top_singular_values({"a": a})
+    for _ in range(30):
+        sigma = top_singular_values({"a": a}, start=sigma)
+    a[100, 100] = 30.0
+    for _ in range(10):
+        sigma = top_singular_values({"a": a}, start=sigma)
+    assert sigma.values.item() == pytest.approx(30, rel=1e-4)
+    a[120, 110] = 40.0
+    sigma = top_singular_values({"a": a}, start=sigma, max_passes=20)
+    assert sigma.values.item() == pytest.approx(40, rel=1e-4)
+
+
+def test_a_value_that_grows_slowly_from_nothing_is_followed():
+    torch.manual_seed(0)
+    a = torch.zeros(128, 128)
+    a[:64, :64] = torch.randn(64, 64)
+    sigma = top_singular_values({"a": a})
+    top = sigma.values.item()
+    late = 0
+    for step in range(1, 101):
+        a[100, 100] = top * (0.5 + 0.01 * step)
+        sigma = top_singular_values({"a": a}, start=sigma)
+        late += abs(sigma.values.item() / max(top, a[100, 100].item()) - 1) > 1e-3
+    assert late <= 25  # about when the two are equal
+    assert sigma.values.item() == pytest.approx(a[100, 100].item(), rel=1e-3)
+
+
+def test_the_top_of_a_tight_cluster_is_not_passed_over():
+    """Orthogonal as after initialisation, and one direction a little longer."""
+    torch.manual_seed(0)
+    q = torch.linalg.qr(torch.randn(1024, 1024)).Q
+    a = q + 0.004 * torch.outer(q[:, 0], torch.eye(1024)[0])
+    found = top_singular_values({"a": a})
+    exact = torch.linalg.eigvalsh(a.double().T @ a.double())[-1].sqrt()
+    assert exact > 1.003
+    assert found.values.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1e-42), (torch.float32, 1e37), (torch.float64, 1e-310), (torch.float64, 1e306)],
+)
+def test_numbers_at_the_ends_of_their_range(dtype, scale):
+    torch.manual_seed(0)
+    usual = torch.randn(40, 30, dtype=torch.float64)
+    a = (usual * scale).to(dtype)
+    lifted = 2.0**1000 if scale < 1e-300 else 1 / scale
+    exact = torch.linalg.svdvals(a.double() * lifted)[0].item()
+    found = top_singular_values({"a": a, "usual": usual.float()})
+    again = top_singular_values({"a": a, "usual": usual.float()}, start=found)
+    for sigma in (found, again):
+        assert sigma.values[0].item() * lifted == pytest.approx(exact, rel=1e-4)
+        assert sigma.values[1].item() == pytest.approx(torch.linalg.svdvals(usual)[0].item(), rel=1e-4)
+
+
+def test_more_values_than_last_time_are_worked_out():
+    torch.manual_seed(0)
+    a = torch.randn(100, 80)
+    start = top_singular_values({"a": a}, count=3)
+    found = top_singular_values({"a": a}, count=7, start=start)
+    assert found.converged.all()
+    exact = torch.linalg.svdvals(a.double())[:7]
+    torch.testing.assert_close(found.values[0], exact, rtol=1e-4, atol=0)
+
+
+def test_a_count_is_a_whole_number():
+    with pytest.raises(ValueError, match=r"count must be a whole number, at least 1, got 1\.5"):
+        top_singular_values({"a": torch.eye(3)}, count=1.5)
+
+
+def test_parts_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match=r"has a part called 'a\.experts\.w\[0\]', as another matrix is"):
+        top_singular_values({"a.experts.w[0]": torch.eye(3), "a.experts.w": torch.ones(2, 3, 3)})

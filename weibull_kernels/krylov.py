@@ -6,6 +6,8 @@ matrices of one width, so that its cost does not grow with their number as calls
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +132,7 @@ def one_step(vectors: Tensor, product: Tensor, noise: Tensor, count: int) -> Fou
     long vectors are touched twice: for these, and for the vectors to go on from.
     """
     width = vectors.shape[1]
-    both = torch.cat((vectors, product), dim=1)
+    both = joined((vectors, product), dim=1)
     inner = dot(both, both.mT)
     own, projected, squares = inner[:, :width, :width], inner[:, :width, width:], inner[:, width:, width:]
     sizes, axes = eigh(own)
@@ -189,6 +191,26 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`; on a CPU without threads, for the same reason."""
+    if parts[0].device.type == "cpu":
+        return torch.from_numpy(np.concatenate([part.numpy() for part in parts], axis=dim))
+    return torch.cat(list(parts), dim=dim)
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, likewise."""
+    return joined([part[None] for part in parts], dim=0)
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """The norms [G, b] of vectors [G, b, n], likewise."""
+    if vectors.device.type == "cpu":
+        return torch.from_numpy(np.sqrt(np.einsum("gbn,gbn->gb", vectors.numpy(), vectors.numpy())))
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=2)
+    return norms
+
+
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` of float64 [G, d, d]; on a CPU without threads, for the same reason."""
     if matrices.device.type == "cpu":
@@ -198,7 +220,8 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
+@functools.lru_cache(maxsize=64)
 def starting_block(width: int, n: int, device: torch.device) -> Tensor:
-    """The same vectors [width, n] for every matrix of a width, whatever is random elsewhere."""
+    """The same vectors [width, n] for every matrix of a width, whatever is random elsewhere. Read only."""
     generator = torch.Generator().manual_seed(n)
     return torch.randn(width, n, dtype=torch.float64, generator=generator, device="cpu").to(device)

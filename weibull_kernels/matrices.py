@@ -48,7 +48,12 @@ def matrices_of(
             )
         key = next((key for key in split or {} if fnmatchcase(name, key)), None)
         for one, matrix in _stacked(name, tensor.detach()):
-            found |= {one: matrix} if split is None or key is None else _parts(one, matrix, split[key])
+            parts = {one: matrix} if split is None or key is None else _parts(one, matrix, split[key])
+            if taken := found.keys() & parts.keys():
+                raise ValueError(
+                    f"'{name}' has a part called '{taken.pop()}', as another matrix is; rename one"
+                )
+            found |= parts
         if key is not None:
             unused.pop(key, None)
     if unused:

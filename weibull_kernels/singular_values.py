@@ -13,7 +13,7 @@ from torch import Tensor
 from .columns import Columns, require_pandas
 from .dispatch import find_kernel, frames_to_the_caller
 from .fused import Fused
-from .krylov import BLOCK, Found, KrylovSpaces, one_step, starting_block, within
+from .krylov import BLOCK, Found, KrylovSpaces, lengths, one_step, stacked, starting_block, within
 from .matrices import matrices_of, shape_of
 from .names import Named
 from .roles import roles_of
@@ -37,6 +37,15 @@ _BASES = 1 << 28
 _ALONE = 1 << 15
 """Entries of a tensor from which on torch wakes its threads on a CPU."""
 
+_FRESH = 0.1
+"""Of the length of a tracked block's last vector, what is new in it at every call."""
+
+_SURE = 3
+"""Passes before values count as found: with fewer, a lower one of a cluster may be taken for the top."""
+
+_EXPONENTS = 1000
+"""Powers of two that numbers are scaled by at most, which float64 can hold."""
+
 _TOO_SMALL = 2.0**-80
 """Products of float32 numbers below this have lost digits, or all of them."""
 
@@ -49,8 +58,9 @@ class TopSingularValues(Columns):
         names: of the matrices, [P].
         shapes: (m, n) of each.
         values: σ₁ ≥ σ₂ ≥ …, [P, count] float64.
-        residual: ‖AᵀA·v − σ²·v‖/σ² of each, [P, count]; 0 for a matrix of zeros. Some singular value is
-            within half of it, relatively, of σ; where the next one is far, much closer.
+        residual: ‖AᵀA·v − σ²·v‖/σ² of each, [P, count]; 0 for a matrix of zeros. *Some* singular value is
+            within half of it, relatively, of σ, and much closer where the next one is far; that it is the top
+            one no residual can tell.
         converged: bool [P]: every value is within the tolerance by that bound, or its residual is below what
             the arithmetic can tell (σ₁² times 2e-6; of float64 matrices 1e-13).
         passes: how often each matrix was read, int64 [P].
@@ -112,7 +122,9 @@ def top_singular_values(
     matrix once and multiplies by A and by Aᵀ while it is at hand. Without `start` it goes on until the
     residuals say that the values are within `tolerance`. With the result of an earlier call, of weights a
     little older, one pass does: its vectors are moved on by a power step, and the values are those of the
-    left vectors A·v. Tracked so through a training run the vectors keep up, and `residual` says how well.
+    left vectors A·v. Tracked so through a training run the vectors keep up where weights change slowly;
+    `residual` says how well, and `max_passes=4` follows faster ones. A direction that comes up from nothing
+    is found some calls later, from the little of a new vector that each call mixes in.
 
     Weights, gradients and torch's random state are left as they are, and nothing here is random: it starts
     from the same vectors every time. On a CPU the products have the same bits whatever the number of threads;
@@ -127,7 +139,8 @@ def top_singular_values(
         count: how many values of each matrix.
         start: the last result, of matrices of the same names and shapes.
         tolerance: relative, of σ.
-        max_passes: 1 with `start`, 500 without; with `start` and more, it ends within the tolerance.
+        max_passes: 1 with a `start` of as many values, 500 without; with `start` and more, it ends within the
+            tolerance, after three at least.
         split: patterns (as in `fnmatch`) to what the parameters of those names fuse, see `wk.Fused`; the
             first that matches counts. The parts have rows of their own, called `name[part]`.
         pattern: only parameters whose names match.
@@ -165,7 +178,10 @@ def top_singular_values(
             )
     if start is not None:
         _require_same(start, tuple(matrices), shapes)
-    passes = max_passes if max_passes is not None else _PASSES if start is None else 1
+    if max_passes is not None:
+        passes = max_passes
+    else:
+        passes = 1 if start is not None and start.values.shape[1] >= count else _PASSES
     solved = _Solution(list(matrices), list(matrices.values()), count)
     width = BLOCK * -(-(count + _EXTRA) // BLOCK)
     for device in dict.fromkeys(matrix.device for matrix in solved.matrices):
@@ -184,8 +200,8 @@ def top_singular_values(
 
 
 def _check_numbers(count: int, tolerance: float, max_passes: int | None) -> None:
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count!r}")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a whole number, at least 1, got {count!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is relative and must be between 0 and 1, got {tolerance!r}")
     if max_passes is not None and max_passes < 1:
@@ -272,8 +288,8 @@ def _portions(
         each = 8 * n * KrylovSpaces.rows(min(width, n), passes)
         while rows:
             fitting = max((_BASES - held) // each, 0 if portion else 1)
-            if device.type == "cpu":
-                # The small algebra of few matrices at a time stays with this thread; see krylov.dot.
+            if device.type == "cpu" and passes > 1:
+                # The algebra of few matrices at a time stays with this thread; see krylov.dot.
                 fitting = min(fitting, max(_ALONE // (2 * width * n), 1))
             if not fitting:
                 yield portion
@@ -290,7 +306,7 @@ Kernel = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
 
 class _Batch:
-    """Matrices of one width that are worked on together, scaled so that float32 can hold their products."""
+    """Matrices of one width that are worked on together; those of extreme numbers are scaled."""
 
     def __init__(self, solved: _Solution, rows: list[int]) -> None:
         self.rows, self.matrices = rows, [solved.matrices[row] for row in rows]
@@ -306,29 +322,33 @@ class _Batch:
         if start is None:
             fresh = starting_block(width, self.columns, self.device)
             return fresh.expand(len(self.rows), -1, -1)
-        block = torch.stack([start.vectors[row].to(self.device) for row in self.rows])[:, :width]
-        lost = torch.linalg.vector_norm(block, dim=2) < 0.5
-        if block.shape[1] == width and not lost.any():
-            return block
+        block = stacked([start.vectors[row].to(self.device)[:width] for row in self.rows])
         fresh = starting_block(width, self.columns, self.device).expand(len(self.rows), -1, -1)
-        block = torch.cat((block, fresh[:, block.shape[1] :]), dim=1)
-        lost = torch.nn.functional.pad(lost, (0, width - lost.shape[1]))
-        return torch.where(lost[:, :, None], fresh, block)
+        lost = lengths(block) < 0.5
+        if block.shape[1] < width or bool(lost.any()):
+            block = torch.cat((block, fresh[:, block.shape[1] :]), dim=1)
+            lost = torch.nn.functional.pad(lost, (0, width - lost.shape[1]))
+            block = torch.where(lost[:, :, None], fresh, block)
+        if width < self.columns:
+            # Passes drive out of the block what a matrix does not have. Something of every direction comes
+            # back with the last vector, which is none of those asked for: one that grows is then found.
+            block[:, -1] += _FRESH / self.columns**0.5 * fresh[:, -1]
+        return block
 
     def product(self, products: list[Tensor], vectors: Tensor, kernel: Kernel, *, first: bool) -> Tensor:
-        """The products with the scaled matrices, [G, b, n].
+        """The products with the matrices, [G, b, n].
 
-        The `first` may leave the range of float32; it is then repeated with a scale.
+        The `first` may leave the range of float32; the matrix is then one of float64 from there on, scaled.
 
         Raises:
             ValueError: it is the entries of a matrix that are not finite.
         """
-        product = torch.stack(products)
+        product = stacked(products)
         if not first:
-            return product * self.scale[:, None, None]
-        largest = torch.linalg.vector_norm(product, ord=torch.inf, dim=(1, 2))
+            return product
+        size = lengths(product).amax(dim=1)
         # Not below: a NaN compares false.
-        for i in (~((largest > _TOO_SMALL) & (largest < torch.inf))).nonzero().flatten().tolist():
+        for i in (~((size > _TOO_SMALL) & (size < torch.inf))).nonzero().flatten().tolist():
             entry = self.matrices[i].abs().amax().double()
             if not entry.isfinite():
                 raise ValueError(
@@ -336,8 +356,9 @@ class _Batch:
                     "find them with wk.weight_statistics, or leave it out with pattern"
                 )
             if entry > 0:
-                self.scale[i] = torch.exp2(-entry.log2().round())
-                product[i] = kernel([self.matrices[i]], [vectors[i] * self.scale[i]])[0] * self.scale[i]
+                self.scale[i] = torch.exp2(-entry.log2().round().clamp(-_EXPONENTS, _EXPONENTS))
+                self.matrices[i] = self.matrices[i].double() * self.scale[i]
+                product[i] = kernel([self.matrices[i]], [vectors[i]])[0]
         return product
 
     def settle(self, solved: _Solution, done: Tensor, passes: int, space: KrylovSpaces) -> None:
@@ -357,15 +378,10 @@ class _Batch:
 
 def _multiplied(batches: list[_Batch], blocks: list[Tensor], kernel: Kernel, *, first: bool) -> list[Tensor]:
     """The products of all batches with their blocks, in one read of the matrices."""
-    scaled = (
-        blocks
-        if first
-        else [block * batch.scale[:, None, None] for batch, block in zip(batches, blocks, strict=True)]
-    )
     products = iter(
         kernel(
             [matrix for batch in batches for matrix in batch.matrices],
-            [vectors for block in scaled for vectors in block.unbind()],
+            [vectors for block in blocks for vectors in block.unbind()],
         )
     )
     return [
@@ -398,7 +414,7 @@ def _many_passes(
         for batch, space, product in zip(batches, spaces, products, strict=True):
             space.take(product, last=last)
             # The small eigenproblems of every pass would cost as much as the pass.
-            if last or number <= 3 or number % 2 == 0:
+            if last or number == _SURE or (number > _SURE and number % 2 == 0):
                 space.ritz()
                 done = space.converged(solved.count, tolerance).all(dim=1)
                 batch.settle(solved, done | last, number, space)

@@ -107,6 +107,8 @@ def normal_product(
     In one read of the matrices, in float32 for all that are not float64. Those whose entries do not lie
     side by side in a row are copied, one at a time. The vectors must be contiguous.
     """
+    if not all(rows.dtype == torch.float64 and rows.is_contiguous() for rows in vectors):
+        raise ValueError("the vectors must be contiguous and float64")
     found: dict[int, Tensor] = {}
     together: dict[int, list[int]] = {}  # by how many vectors
     for i, matrix in enumerate(matrices):

@@ -175,7 +175,8 @@ def normal_product(matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> lis
         exact = matrix.dtype == torch.float64 or matrix.device.type == "cpu"
         work = torch.float64 if exact else torch.float32
         a = matrix.detach().flatten(0, -2).to(work)
-        found.append(((rows.to(work) @ a.T) @ a).double())
+        with torch.autocast(matrix.device.type, enabled=False):  # it would multiply in half precision
+            found.append(((rows.to(work) @ a.T) @ a).double())
     return found
 
 
