@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from test_scaling import groups_of, llama
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from trees import groups_of, llama
 
 
 @pytest.fixture
