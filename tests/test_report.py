@@ -5,7 +5,7 @@ import torch
 
 import weibull_kernels as wk
 from weibull_kernels.records import ParquetSink, read_records
-from weibull_kernels.report import budget_table, phase_table, role_series
+from weibull_kernels.report import budget_table, columns_table, phase_table, role_series
 
 
 def cells(table):
@@ -240,3 +240,28 @@ def test_names_and_roles_are_no_markup(name, seen, tmp_path):
         for step in (1, 2):
             sink.write(step, forces)
     assert seen in cells(phase_table(read_records(tmp_path / "run.parquet")))
+
+
+def test_results_of_columns_print_as_tables():
+    columns = {
+        "name": np.array(["a[q]", "b"]),
+        "values": np.array([[3.0, 0.125], [1e-7, np.nan]]),
+        "residual": np.array([[0.5], [0.25]]),
+        "passes": np.array([1, 12]),
+    }
+    lines = columns_table(columns).splitlines()
+    assert [line.split() for line in lines if "─" not in line] == [
+        ["parameter", "values", "1", "values", "2", "residual", "passes"],
+        ["a[q]", "3", "0.125", "0.5", "1"],
+        ["b", "1e-07", "nan", "0.25", "12"],
+    ]
+
+
+def test_results_across_widths_print_as_tables():
+    weights = {"layers.0.mlp.up_proj.weight": torch.diag(torch.tensor([3.0, 2.0]))}
+    for result, shown in (
+        (wk.scaling.classify(weights), "matrix"),
+        (wk.top_singular_values(weights), "ffn"),
+    ):
+        assert "layers.0.mlp.up_proj.weight" in str(result)
+        assert shown in str(result)

@@ -46,6 +46,11 @@ class Gains(Columns):
         """Columns by name, `gain` among them, as numpy arrays; this waits for the device."""
         return super().to_dict() | {"gain": self.values.cpu().numpy()}
 
+    def __str__(self) -> str:
+        from .report import columns_table
+
+        return columns_table(self.to_dict())
+
 
 class GainMeter:
     """Sums of squares of what goes into each matrix and comes out, kept where the activations are."""

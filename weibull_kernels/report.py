@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,25 @@ def phase_table(records: pa.Table) -> str:
             of_run = f"{100 * len(rows) / len(step):.0f}"
             table.add_row(shown(label), phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
             label = ""  # said once
+    return _plain(table)
+
+
+def columns_table(columns: Mapping[str, np.ndarray]) -> str:
+    """Columns [P] by their headings, `name` first, as plain text; one of [P, c] is c columns."""
+    flat: dict[str, np.ndarray] = {}
+    for heading, values in columns.items():
+        heading = "parameter" if heading == "name" else heading.replace("_", " ")
+        if values.ndim == 1 or values.shape[1] == 1:
+            flat[heading] = values.reshape(len(values))
+        else:
+            flat |= {f"{heading} {i + 1}": column for i, column in enumerate(values.T)}
+
+    def cell(value: Any) -> str:
+        return f"{value:,.4g}" if isinstance(value, (float, np.floating)) else shown(str(value))
+
+    table = _table(*flat)
+    for row in zip(*flat.values(), strict=True):
+        table.add_row(*map(cell, row))
     return _plain(table)
 
 
@@ -275,7 +295,7 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         # Numbers are never cut; the name of a tensor takes a second line where it must.
         name = heading in ("role", "parameter")
-        words = name or heading in ("phase", "direction", "class")
+        words = name or heading in ("phase", "direction", "class", "role")
         table.add_column(heading, justify="left" if words else "right", no_wrap=not name, overflow="fold")
     return table
 

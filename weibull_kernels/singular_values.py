@@ -101,6 +101,11 @@ class TopSingularValues(Columns):
         frame: pandas.DataFrame = require_pandas().DataFrame(flat)
         return frame
 
+    def __str__(self) -> str:
+        from .report import columns_table
+
+        return columns_table(self.to_dict())
+
 
 @torch.no_grad()
 def top_singular_values(

@@ -60,6 +60,11 @@ class Classification(Columns):
         """`name`, `class` and `shape`, text such as 64x256, as numpy arrays [P]."""
         return {"name": np.array(self.names)} | labels(self.classes, self.shapes)
 
+    def __str__(self) -> str:
+        from ..report import columns_table
+
+        return columns_table(self.to_dict())
+
     def of(self, name: str) -> str:
         """The class of the parameter of this name, which may be one that is tied.
 

@@ -59,6 +59,11 @@ class Equilibrium(Columns):
         """Whether |distance| ≤ tolerance, bool [P]."""
         return self.distance.abs() <= tolerance
 
+    def __str__(self) -> str:
+        from ..report import columns_table
+
+        return columns_table(self.to_dict())
+
 
 def equilibrium(
     budget: ForceBudget,
