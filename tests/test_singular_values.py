@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle import FAST, same_bits
 
-from weibull_kernels import singular_values
+from weibull_kernels import krylov_batches
 from weibull_kernels.fused import Fused
 from weibull_kernels.kernels import cpu
 from weibull_kernels.singular_values import top_singular_values
@@ -199,7 +199,7 @@ def test_the_same_again_and_for_any_number_of_threads(restore_threads):
 def test_in_portions(monkeypatch):
     named = {f"w{i}": torch.randn(40 + i % 3, 20 + 7 * (i % 2)) for i in range(9)}
     expected = top_singular_values(named)
-    monkeypatch.setattr(singular_values, "_BASES", 30_000)
+    monkeypatch.setattr(krylov_batches, "_BASES", 30_000)
     found = top_singular_values(named)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-8, atol=0)
     assert torch.equal(found.passes, expected.passes)
