@@ -14,6 +14,7 @@ from torch import Tensor
 from .columns import Columns
 from .names import unwrapped
 from .roles import roles_of
+from .tables import columns_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,6 @@ class Gains(Columns):
         return super().to_dict() | {"gain": self.values.cpu().numpy()}
 
     def __str__(self) -> str:
-        from .report import columns_table
-
         return columns_table(self.to_dict())
 
 

@@ -1,33 +1,17 @@
-"""Results as printed tables."""
+"""Force budgets as printed tables."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from .budget import ForceBudget
 from .phases import BALANCED, find_phases
 from .records import force_series
 from .roles import TRANSMISSION, in_order
-
-if TYPE_CHECKING:
-    from .scaling.description import ScalingTable
-    from .scaling.transfer import TransferCheck
-
-_WIDTH = 120
-# Names are anyone's: brackets and colons in them are no markup.
-PLAIN: dict[str, Any] = {
-    **{"markup": False, "emoji": False, "highlight": False},
-    **{"color_system": None, "force_terminal": False},
-}
-_NOTHING = "–"
+from .tables import NOTHING, new_table, plain_text, shown
 
 
 def budget_table(budget: ForceBudget) -> str:
@@ -43,18 +27,18 @@ def budget_table(budget: ForceBudget) -> str:
     """
     budget = _flat(budget)
     shares = _SHARES[: 3 if budget.rounding is None else 4]
-    table = _table("role", "tensors", "entries", *shares, "Δ‖w‖²/‖w‖²", "σ", "direction")
+    table = new_table("role", "tensors", "entries", *shares, "Δ‖w‖²/‖w‖²", "σ", "direction")
     for label, rows in _groups(budget):
         if label == "transmission":
             table.add_section()
         part = _summed(budget, rows)
-        relative = f"{_change(part) / part.norm_sq:+.2e}" if part.norm_sq > 0 else _NOTHING
-        entries = _NOTHING if part.numel is None else f"{part.numel:,.0f}"
+        relative = f"{_change(part) / part.norm_sq:+.2e}" if part.norm_sq > 0 else NOTHING
+        entries = NOTHING if part.numel is None else f"{part.numel:,.0f}"
         sigma = _rms(part.norm_sq, part.numel)
         table.add_row(
             shown(label), str(len(rows)), entries, *_shares(part), relative, sigma, _direction(part)
         )
-    return _plain(table) + _covered(budget.steps)
+    return plain_text(table) + _covered(budget.steps)
 
 
 def phase_table(records: pa.Table) -> str:
@@ -89,7 +73,7 @@ def phase_table(records: pa.Table) -> str:
     )
     # On two lines each, so that all of them fit.
     folded = (heading.replace(" %", "\n%").replace(" at", "\nat") for heading in headings)
-    table = _table("role", "phase", *folded)
+    table = new_table("role", "phase", *folded)
     present = in_order(records["role"].to_pylist())
     groups: list[tuple[str, tuple[str, ...]]] = [(role, (role,)) for role in present]
     if set(present) & set(TRANSMISSION):
@@ -113,75 +97,7 @@ def phase_table(records: pa.Table) -> str:
             of_run = f"{100 * len(rows) / len(step):.0f}"
             table.add_row(shown(label), phase, str(step[rows[0]]), of_run, *_shares(part), net, *fit, sigma)
             label = ""  # said once
-    return _plain(table)
-
-
-def columns_table(columns: Mapping[str, np.ndarray]) -> str:
-    """Columns [P] by their headings, `name` first, as plain text; one of [P, c] is c columns."""
-    flat: dict[str, np.ndarray] = {}
-    for heading, values in columns.items():
-        heading = "parameter" if heading == "name" else heading.replace("_", " ")
-        if values.ndim == 1 or values.shape[1] == 1:
-            flat[heading] = values.reshape(len(values))
-        else:
-            flat |= {f"{heading} {i + 1}": column for i, column in enumerate(values.T)}
-
-    def cell(value: Any) -> str:
-        return f"{value:,.4g}" if isinstance(value, (float, np.floating)) else shown(str(value))
-
-    table = _table(*flat)
-    for row in zip(*flat.values(), strict=True):
-        table.add_row(*map(cell, row))
-    return _plain(table)
-
-
-def scaling_table(table: ScalingTable) -> str:
-    """What a width rule makes of parameters, as plain text; "–" where nothing decays."""
-
-    def number(value: float, digits: str) -> str:
-        return format(value, digits) if np.isfinite(value) else _NOTHING
-
-    plain = _table(
-        *("parameter", "class", "shape", "tensors", "lr", "weight\ndecay"),
-        *("σ_top\nratio", "steps to\nequilibrium"),
-    )
-    for row, name in enumerate(table.names):
-        plain.add_row(
-            shown(name),
-            table.classes[row],
-            "×".join(map(str, table.shapes[row])) or "scalar",
-            str(table.tensors[row]),
-            number(table.lr[row], ".3g"),
-            number(table.weight_decay[row], ".3g"),
-            number(table.sigma_ratio[row], ".3f"),
-            number(table.steps_to_equilibrium[row], ",.0f"),
-        )
-    return _plain(plain)
-
-
-def transfer_table(check: TransferCheck) -> str:
-    """Ratios of top singular values by role, as plain text, and the verdict below."""
-    table = _table("role", "matrices", "σ_top ratio", "smallest", "largest", "shape distance", "transferred")
-    for row, role in enumerate(check.names):
-        numbers = (check.ratio[row], check.low[row], check.high[row], check.shape_distance[row])
-        table.add_row(
-            shown(role),
-            str(check.matrices[row]),
-            *(f"{number:.3f}" for number in numbers),
-            "yes" if check.transferred[row] else "no",
-        )
-    return f"{_plain(table)}\n\n{check.verdict}"
-
-
-def shown(name: str) -> str:
-    r"""A name with what cannot be printed, such as control characters, escaped.
-
-    >>> print(shown("a[bold]\n"))
-    a[bold]\n
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name
-    )
+    return plain_text(table)
 
 
 def role_series(records: pa.Table, role: str, column: str) -> np.ndarray:
@@ -211,7 +127,7 @@ def role_series(records: pa.Table, role: str, column: str) -> np.ndarray:
 
 def _last_known(column: np.ndarray, rows: np.ndarray, digits: int) -> str:
     known = column[rows][~np.isnan(column[rows])]
-    return f"{known[-1]:.{digits}f}" if len(known) else _NOTHING
+    return f"{known[-1]:.{digits}f}" if len(known) else NOTHING
 
 
 def _groups(budget: ForceBudget) -> list[tuple[str, np.ndarray]]:
@@ -258,11 +174,11 @@ def _shares(total: ForceBudget) -> list[str]:
 
 
 def _percent(part: float, whole: float, digits: str = "+.1f") -> str:
-    return _NOTHING if whole == 0 else format(100 * part / whole, digits)
+    return NOTHING if whole == 0 else format(100 * part / whole, digits)
 
 
 def _rms(norm_sq: float, numel: float | None) -> str:
-    return _NOTHING if numel is None else f"{np.sqrt(norm_sq / numel):.5f}"
+    return NOTHING if numel is None else f"{np.sqrt(norm_sq / numel):.5f}"
 
 
 def _covered(steps: np.ndarray) -> str:
@@ -287,21 +203,3 @@ def _direction(total: ForceBudget) -> str:
     if abs(change) <= BALANCED * total.absolute:
         return "holds"
     return "grows" if change > 0 else "shrinks"
-
-
-def _table(*headings: str) -> Table:
-    """An empty table: words to the left, numbers to the right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in headings:
-        # Numbers are never cut; the name of a tensor takes a second line where it must.
-        name = heading in ("role", "parameter")
-        words = name or heading in ("phase", "direction", "class", "role")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=not name, overflow="fold")
-    return table
-
-
-def _plain(table: Table) -> str:
-    """Without colours and at a fixed width: the same text in a terminal, a log and a test."""
-    text = io.StringIO()
-    Console(file=text, width=_WIDTH, **PLAIN).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")

@@ -18,6 +18,7 @@ from .krylov_batches import Batch, Solution, many_passes, one_pass, portions
 from .matrices import matrices_of, shape_of
 from .names import Named
 from .roles import roles_of
+from .tables import columns_table
 
 if TYPE_CHECKING:
     import pandas
@@ -81,8 +82,6 @@ class TopSingularValues(Columns):
         return frame
 
     def __str__(self) -> str:
-        from .report import columns_table
-
         return columns_table(self.to_dict())
 
 

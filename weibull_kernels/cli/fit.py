@@ -110,7 +110,7 @@ def _print_surveys(surveys: dict[str, Survey], method: Method, min_numel: int, *
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ..report import shown
+    from ..tables import shown
 
     headings = ["name", "role", "entries", "k", "λ", "σ", "λ/σ", "R²", "KS", "class"]
     headings = ["path", *headings] if with_path else headings

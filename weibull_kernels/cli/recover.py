@@ -216,7 +216,8 @@ def _extended(
 
 def _write(recovery: Recovery, out: Path, every: int | None, run: dict[str, Any]) -> None:
     from ..records import read_records
-    from ..report import phase_table, shown
+    from ..report import phase_table
+    from ..tables import shown
 
     out.mkdir(parents=True, exist_ok=True)
     records_path = out / "forces.parquet"

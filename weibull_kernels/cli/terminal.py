@@ -38,7 +38,7 @@ def one_line_if_it_fails(path: str) -> Iterator[Outcome]:
     except BrokenPipeError:  # the reader has what it wanted: click ends the program, quietly
         raise
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:  # of any library
-        from ..report import shown
+        from ..tables import shown
 
         outcome.failed = True
         said = str(error) or type(error).__name__
@@ -74,7 +74,7 @@ def named_patterns(given: list[str] | None, option: str) -> dict[str, str]:
 
 def first_few(items: list[str]) -> str:
     """The first few, and how many more there are."""
-    from ..report import shown
+    from ..tables import shown
 
     rest = f"; and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
     return "; ".join(map(shown, items[:_NAMED])) + rest
@@ -92,7 +92,7 @@ def print_table(table: Table) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
-    from ..report import PLAIN
+    from ..tables import PLAIN
 
     text = io.StringIO()
     console = Console(file=text, width=_UNBOUNDED, **PLAIN)

@@ -17,6 +17,7 @@ from ..columns import Columns
 from ..dispatch import frames_to_the_caller
 from ..names import Named, pairs
 from ..roles import EXPERTS, role_of
+from ..tables import columns_table
 
 SCALING_CLASSES = ("matrix", "vector", "embedding", "head")
 
@@ -61,8 +62,6 @@ class Classification(Columns):
         return {"name": np.array(self.names)} | labels(self.classes, self.shapes)
 
     def __str__(self) -> str:
-        from ..report import columns_table
-
         return columns_table(self.to_dict())
 
     def of(self, name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..columns import Columns
 from ..names import Named
+from ..tables import NOTHING, new_table, plain_text, shown
 from .classes import Classification, classify, labels
 from .groups import law_of, laws
 from .rules import SIGMA_EXPONENT, WidthRule, equilibrium_steps, named_rule, width_ratio
@@ -64,9 +65,25 @@ class ScalingTable(Columns):
         return {"name": columns.pop("name")} | labels(self.classes, self.shapes) | columns
 
     def __str__(self) -> str:
-        from ..report import scaling_table
+        def number(value: float, digits: str) -> str:
+            return format(value, digits) if np.isfinite(value) else NOTHING
 
-        return scaling_table(self)
+        table = new_table(
+            *("parameter", "class", "shape", "tensors", "lr", "weight\ndecay"),
+            *("σ_top\nratio", "steps to\nequilibrium"),
+        )
+        for row, name in enumerate(self.names):
+            table.add_row(
+                shown(name),
+                self.classes[row],
+                "×".join(map(str, self.shapes[row])) or "scalar",
+                str(self.tensors[row]),
+                number(self.lr[row], ".3g"),
+                number(self.weight_decay[row], ".3g"),
+                number(self.sigma_ratio[row], ".3f"),
+                number(self.steps_to_equilibrium[row], ",.0f"),
+            )
+        return plain_text(table)
 
 
 _NUMBERS = ("lr", "weight_decay", "shrinkage", "sigma_ratio", "steps_to_equilibrium")

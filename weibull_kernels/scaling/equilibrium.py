@@ -13,6 +13,7 @@ from ..budget import ForceBudget
 from ..columns import Columns
 from ..names import unwrapped
 from ..roles import roles_of
+from ..tables import columns_table
 from .rules import TIME_CONSTANTS
 
 
@@ -60,8 +61,6 @@ class Equilibrium(Columns):
         return self.distance.abs() <= tolerance
 
     def __str__(self) -> str:
-        from ..report import columns_table
-
         return columns_table(self.to_dict())
 
 

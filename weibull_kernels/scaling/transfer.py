@@ -19,6 +19,7 @@ from ..names import Named, pairs
 from ..roles import ROLES, in_order, role_of
 from ..schedules import Schedule, rates
 from ..spectra import Spectra, shape_distance, spectrum
+from ..tables import new_table, plain_text, shown
 from .classes import MATRIX_ROLES
 from .rules import TIME_CONSTANTS, require_positive
 
@@ -112,9 +113,18 @@ class TransferCheck(Columns):
         return {"role": np.array(self.names)} | columns
 
     def __str__(self) -> str:
-        from ..report import transfer_table
-
-        return transfer_table(self)
+        table = new_table(
+            "role", "matrices", "σ_top ratio", "smallest", "largest", "shape distance", "transferred"
+        )
+        for row, role in enumerate(self.names):
+            numbers = (self.ratio[row], self.low[row], self.high[row], self.shape_distance[row])
+            table.add_row(
+                shown(role),
+                str(self.matrices[row]),
+                *(f"{number:.3f}" for number in numbers),
+                "yes" if self.transferred[row] else "no",
+            )
+        return f"{plain_text(table)}\n\n{self.verdict}"
 
 
 _COLUMNS = ("matrices", "ratio", "low", "high", "shape_distance", "transferred")
