@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,9 @@ import torch
 from rounds import Rounds, ratio, spread
 from workloads import Workload
 
+from weibull_kernels.processor import processor_name
+
 FOLDER = Path(__file__).with_name("results")
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def file_name(kind: str, name: str) -> str:
@@ -37,7 +29,7 @@ def cpu_machine() -> dict[str, Any]:
     from weibull_kernels.kernels import cpu
 
     return {
-        "machine": processor(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction_set": None if cpu.unavailable() else cpu.instruction_sets()[0],

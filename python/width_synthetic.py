@@ -8,8 +8,6 @@ where it stopped.
 import json
 import math
 import os
-import platform
-import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from width_synthetic_pictures import draw
 from width_synthetic_report import page
 
 import weibull_kernels as wk
+from weibull_kernels.processor import processor_name
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -230,12 +229,8 @@ def add_spectrum(found: dict[str, Any], weight: torch.Tensor) -> None:
 
 def machine() -> str:
     """What the experiment ran on."""
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux alone
-    model = re.search(
-        r"^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE
-    )
     return (
-        f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{processor_name()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}"
     )
 

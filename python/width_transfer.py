@@ -7,7 +7,6 @@ with the width. All matrices have lr ∝ 1/width, all vectors a constant lr and 
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from width_transfer_pictures import draw_transfer
 from width_transfer_report import page
 
 import weibull_kernels as wk
+from weibull_kernels.processor import processor_name
 
 VARIED = ("width", "rule", "lr", "weight_decay", "seed")  # from run to run
 
@@ -146,11 +146,8 @@ def machine(device: torch.device) -> str:
     """What the runs ran on, for the page."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux alone
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     threads = torch.get_num_threads()
-    return f"{(names or [platform.machine()])[0]}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def numbers(given: str, kind: type = float) -> tuple[Any, ...]:

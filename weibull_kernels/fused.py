@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def whole(name: str) -> str:
+    """The name of the parameter that a part such as w[q] is of; any other name as it is."""
+    return name.partition("[")[0]
+
+
 @dataclass(frozen=True)
 class Fused:
     """What a parameter fuses: along `dim` it is heads × (the parts one after the other).

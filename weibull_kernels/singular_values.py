@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .columns import Columns, require_pandas
 from .dispatch import find_kernel, frames_to_the_caller
-from .fused import Fused
+from .fused import Fused, whole
 from .krylov import BLOCK
 from .krylov_batches import Batch, Solution, many_passes, one_pass, portions
 from .matrices import matrices_of, shape_of
@@ -61,7 +61,7 @@ class TopSingularValues(Columns):
     @property
     def roles(self) -> tuple[str, ...]:
         """The role of each matrix, as by `wk.role_of`; a part of a fused parameter has that of the whole."""
-        return roles_of((name.partition("[")[0] for name in self.names), self.role_overrides)
+        return roles_of(map(whole, self.names), self.role_overrides)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table with a row per matrix; the columns of values are `value_1`, `value_2`, ….

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .columns import Columns, on_host, require_pandas
-from .fused import Fused
+from .fused import Fused, whole
 from .matrices import matrices_of
 from .names import Named
 from .roles import roles_of
@@ -43,7 +43,7 @@ class Spectra(Columns):
     @property
     def roles(self) -> tuple[str, ...]:
         """The role of each matrix, as by `wk.role_of`; a part of a fused parameter has that of the whole."""
-        return roles_of((name.partition("[")[0] for name in self.names), self.role_overrides)
+        return roles_of(map(whole, self.names), self.role_overrides)
 
     @property
     def top(self) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import require_plain
+from .tensors import place_of, require_plain
 
 PathLike = str | os.PathLike[str]
 
@@ -164,11 +164,8 @@ def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     again = {}
     for name, tensor in tensors.items():
-        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-        if not plain or tensor.is_meta or tensor.numel() == 0:
-            continue
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if (earlier := first.setdefault(place, name)) != name:
+        place = place_of(tensor)
+        if place is not None and (earlier := first.setdefault(place, name)) != name:
             again[name] = earlier
     return again
 

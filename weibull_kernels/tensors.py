@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ def require_plain(name: str, tensor: Tensor) -> None:
     """Raises a TypeError that says why the kernels cannot read the memory of a tensor, if they cannot."""
     if not _is_plain(tensor):
         raise _not_plain(f"'{name}'", tensor)
+
+
+def place_of(tensor: Tensor) -> tuple[Any, ...] | None:
+    """What tensors that are the very same entries of memory have in common; None where none can be told."""
+    plain = type(tensor) in _PLAIN and tensor.layout == torch.strided
+    if not plain or tensor.is_meta or tensor.numel() == 0:
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def fits(tensor: Tensor, weight: Tensor) -> bool:

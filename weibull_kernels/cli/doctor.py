@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 _OPTIONAL = {
@@ -15,6 +13,7 @@ _OPTIONAL = {
 
 def doctor() -> None:
     """What runs on this machine, and why something does not."""
+    import os
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -23,6 +22,7 @@ def doctor() -> None:
     from .. import __version__
     from ..dispatch import backends
     from ..kernels import cpu
+    from ..processor import processor_name
 
     def installed(package: str) -> str | None:
         try:
@@ -36,7 +36,7 @@ def doctor() -> None:
         ("python", platform.python_version()),
         ("torch", str(torch.__version__)),
         ("triton", installed("triton") or "not installed"),
-        ("processor", _processor()),
+        ("processor", f"{processor_name()}, {os.cpu_count()} logical cores"),
         ("instruction sets", f"{', '.join(sets)} (the first is used)" if sets else "no compiled extension"),
         ("threads", f"{torch.get_num_threads()}, as torch is set"),
         *[(f"gpu {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())],
@@ -48,13 +48,3 @@ def doctor() -> None:
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         typer.echo(f"{label:<{width}}  {value}")
-
-
-def _processor() -> str:
-    import os
-    import platform
-
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux alone; platform.processor() is empty there
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"

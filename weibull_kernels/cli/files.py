@@ -8,12 +8,21 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="write the rows; - is stdout, without the table")
+]
+CsvFile = Annotated[
+    str | None, typer.Option("--csv", metavar="FILE", help="write the rows; - is stdout, without the table")
+]
+"""Options of the commands that write rows."""
 
 
 def check_files(files: Mapping[str, str | None], *, text: Collection[str]) -> None:

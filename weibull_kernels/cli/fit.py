@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import WRITERS, check_files
+from ..tables import NOTHING
+from .files import WRITERS, CsvFile, JsonFile, check_files
 from .terminal import (
     FAILED,
-    NOTHING,
     first_few,
     one_line_if_it_fails,
     print_table,
@@ -51,14 +51,8 @@ def fit(
         By, typer.Option(help="a row for each tensor, or the tensors of a role together")
     ] = By.tensor,
     min_numel: Annotated[int, typer.Option(min=0, help="skip tensors with fewer entries")] = 0,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="write the rows; - is stdout, without the table"),
-    ] = None,
-    csv_file: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="write the rows; - is stdout, without the table"),
-    ] = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
     parquet_file: Annotated[
         str | None, typer.Option("--parquet", metavar="FILE", help="write the rows")
     ] = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import WRITERS, check_files
+from .files import WRITERS, CsvFile, JsonFile, check_files
 from .terminal import FAILED, named_patterns, one_line_if_it_fails
 
 if TYPE_CHECKING:
@@ -82,14 +82,8 @@ def scale(
     ] = None,
     width_exponent: Annotated[float, typer.Option(help="e of σ_top ∝ √(η/ω)·width^e")] = 0.75,
     by: Annotated[By, typer.Option(help="layers together, or a row for each tensor")] = By.kind,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="write the rows; - is stdout, without the table"),
-    ] = None,
-    csv_file: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="write the rows; - is stdout, without the table"),
-    ] = None,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
 ) -> None:
     """Carry lr and weight decay from a narrow model to a wide one, parameter by parameter.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .files import WRITERS, check_files
+from .files import WRITERS, JsonFile, check_files
 from .terminal import FAILED, first_few, named_patterns, one_line_if_it_fails, progress_of_bytes
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ def spectrum(
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="draw it into this .png")] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="write the rows; - is stdout, without the table"),
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare the singular values of a proxy and of a target, role by role.
 

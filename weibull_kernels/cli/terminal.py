@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 FAILED = 2
 """The exit code where something could not be read or written."""
 
-NOTHING = "–"
-"""In a cell without a value."""
-
 _NAMED = 3  # of a longer list
 _UNBOUNDED = 10_000  # columns of text
 _FOLDED = 20  # that a name keeps in a narrow terminal

@@ -18,6 +18,7 @@ from ..dispatch import frames_to_the_caller
 from ..names import Named, pairs
 from ..roles import EXPERTS, role_of
 from ..tables import columns_table
+from ..tensors import place_of
 
 SCALING_CLASSES = ("matrix", "vector", "embedding", "head")
 
@@ -32,7 +33,6 @@ _NO_MATRIX = re.compile(r"(^|\.)(_?flat_param\w*|lora_\w+)(\.|$)")
 MATRIX_ROLES = ("attention_output", "ffn", "qkv")
 """The roles whose tensors are matrix-like."""
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _SHOWN = 4
 
 
@@ -82,6 +82,21 @@ class Classification(Columns):
     def _by_name(self) -> dict[str, str]:
         classes = dict(zip(self.names, self.classes, strict=True))
         return classes | {other: classes[name] for name, others in self.tied.items() for other in others}
+
+
+def classes_or(
+    classes: Classification | None, named: Named, overrides: Mapping[str, str] | None
+) -> Classification:
+    """The `classes` that were given, or those of `named` by its overrides.
+
+    Raises:
+        ValueError: both are given; or as `classify`.
+    """
+    if classes is None:
+        return classify(named, overrides)
+    if overrides is not None:
+        raise ValueError("classes= and overrides= exclude each other; give the overrides to classify()")
+    return classes
 
 
 def labels(classes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
@@ -157,7 +172,9 @@ def _rows(named: Named) -> tuple[list[str], list[tuple[int, ...]], dict[str, tup
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, tuple[str, ...]] = {}
     for name, item in pairs(named):
-        earlier = first.setdefault(identity(item), name) if isinstance(item, torch.Tensor) else name
+        # By their memory, which the copies in a state_dict share; of a shard or on meta the object tells.
+        same = isinstance(item, torch.Tensor) and (place_of(item) or id(item))
+        earlier = first.setdefault(same, name) if same else name
         if earlier != name:
             tied[earlier] = (*tied.get(earlier, ()), name)
         elif name in shapes:
@@ -167,13 +184,6 @@ def _rows(named: Named) -> tuple[list[str], list[tuple[int, ...]], dict[str, tup
     if not shapes:
         raise ValueError("there are no parameters; was a generator such as named_parameters() used up?")
     return list(shapes), list(shapes.values()), tied
-
-
-def identity(tensor: torch.Tensor) -> Hashable:
-    """What tensors that are one parameter have in common, also as the copies that a state_dict holds."""
-    # A shard may be empty, and the meta device has no memory: then nothing but the object tells.
-    address = 0 if tensor.is_meta or type(tensor) not in _PLAIN else tensor.data_ptr()
-    return (address, tensor.shape, tensor.stride()) if address else id(tensor)
 
 
 def _shape_of(name: str, item: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..columns import Columns
 from ..names import Named
 from ..tables import NOTHING, new_table, plain_text, shown
-from .classes import Classification, classify, labels
+from .classes import Classification, classes_or, labels
 from .groups import law_of, laws
 from .rules import SIGMA_EXPONENT, WidthRule, equilibrium_steps, named_rule, width_ratio
 
@@ -137,10 +137,7 @@ def describe(
     """
     m, rule = width_ratio(width, base_width), named_rule(rule)
     settings = laws(m, lr=lr, weight_decay=weight_decay, rule=rule, decay=decay, head=head)
-    if classes is None:
-        classes = classify(named, overrides)
-    elif overrides is not None:
-        raise ValueError("classes= and overrides= exclude each other; give the overrides to classify()")
+    classes = classes_or(classes, named, overrides)
     chosen = [settings[law_of(scaling_class, head)] for scaling_class in classes.classes]
     lrs, decays = (np.array([numbers[name] for numbers in chosen]) for name in ("lr", "weight_decay"))
     decaying_matrix = (decays > 0) & (np.array(classes.classes) == "matrix")

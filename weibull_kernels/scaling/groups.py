@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..names import Named, pairs
-from .classes import Classification, classify
+from .classes import Classification, classes_or
 from .rules import WidthRule, coupled_decay, named_rule, require_number, require_positive, width_ratio
 
 _TOLERANCE = 1e-6  # of a ratio, above what a schedule in float32 leaves
@@ -73,10 +73,7 @@ def param_groups(
     m = width_ratio(width, base_width)
     settings = laws(m, lr=lr, weight_decay=weight_decay, rule=rule, decay=decay, head=head)
     found = pairs(named)
-    if classes is None:
-        classes = classify(found, overrides)
-    elif overrides is not None:
-        raise ValueError("classes= and overrides= exclude each other; give the overrides to classify()")
+    classes = classes_or(classes, found, overrides)
 
     groups: dict[str, dict[str, Any]] = {
         law: {"params": [], **numbers, "scaling_class": law} for law, numbers in settings.items()

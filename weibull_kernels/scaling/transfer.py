@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..columns import Columns
-from ..fused import Fused
+from ..fused import Fused, whole
 from ..names import Named, pairs
 from ..roles import ROLES, in_order, role_of
 from ..schedules import Schedule, rates
@@ -186,11 +186,11 @@ def check_transfer(
     left_out |= {name: "only in the target" for name in theirs if name not in ours}
     ratios = np.array([_ratio(ours[name], theirs[name], name) for name in parts])
     distances = np.array([shape_distance(ours[name], theirs[name]) for name in parts])
-    roles = [role_of(_whole(name), role_overrides) for name in parts]
+    roles = [role_of(whole(name), role_overrides) for name in parts]
     known = in_order(roles)
     rows = [np.flatnonzero(np.array(roles) == role) for role in known]
     mean = np.array([np.exp(np.log(ratios[row]).mean()) for row in rows])
-    scatter = np.array([np.log(ratios[row] / expected).std() for row in rows])
+    scatter = np.array([np.log(ratios[row]).std() for row in rows])
     shape = np.array([distances[row].mean() for row in rows])
     return TransferCheck(
         names=tuple(known),
@@ -223,7 +223,7 @@ def matrix_like(
     Raises:
         ValueError: there is none, or a pattern matches nothing.
     """
-    ours, theirs = dict.fromkeys(map(_whole, proxy)), dict.fromkeys(map(_whole, target))
+    ours, theirs = dict.fromkeys(map(whole, proxy)), dict.fromkeys(map(whole, target))
     every = ours | theirs
     for pattern in role_overrides or {}:
         if not any(fnmatchcase(name, pattern) for name in every):
@@ -286,16 +286,11 @@ def _spectra(
 ) -> dict[str, Tensor]:
     """Singular values by name, of the weights that are compared and no others."""
     wanted = set(common)
-    chosen = {name: item for name, item in found.items() if _whole(name) in wanted}
+    chosen = {name: item for name, item in found.items() if whole(name) in wanted}
     if isinstance(given, Spectra):
         return chosen
     spectra = spectrum(chosen, split=split)
     return dict(zip(spectra.names, spectra.values, strict=True))
-
-
-def _whole(name: str) -> str:
-    """The name of the parameter; that of a part such as w[q] without the part."""
-    return name.partition("[")[0]
 
 
 def _is_within(ratio: Any, expected: float, tolerance: float) -> Any:
