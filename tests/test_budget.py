@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weibull_kernels as wk
-from weibull_kernels import ForceBudget
+from weibull_kernels import ForceBudget, columns
 from weibull_kernels.columns import on_host
 
 FORCES = ("alignment", "injection", "decay", "coupling")
@@ -283,16 +283,37 @@ def test_shares_and_statistics_have_tables_too():
     assert budget.weights.to_dict()["histogram"].sum() == 3
 
 
+class Arrived:
+    """The event of a copy that has been made."""
+
+    def query(self):
+        return True
+
+    def synchronize(self):
+        pass
+
+
 def test_columns_come_from_a_device_in_one_copy(monkeypatch):
-    copies, cpu = [], torch.Tensor.cpu
-    budget = wk.forces(torch.optim.AdamW([("w", torch.nn.Parameter(torch.randn(3)))]), histogram=True)
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor) or cpu(tensor))
-    columns = budget.to_dict()
+    """Whatever their dtypes, widths and strides; the device is played by the host."""
+    copies = []
+    monkeypatch.setattr(columns, "_begin_copy", lambda packed: copies.append(1) or (packed, Arrived()))
+    whole = torch.arange(12, dtype=torch.float64).reshape(4, 3)
+    there = {
+        "count": torch.tensor([2**53 + 1, -1]),
+        "strided": whole[:, 1],
+        "flag": torch.tensor([True, False, True]),
+        "expanded": torch.tensor(1.5).expand(3),
+        "empty": torch.empty(0, dtype=torch.int64),
+        "matrix": whole,
+    }
+    parcel = columns._Parcel(there)
+    assert parcel.ready()
     assert len(copies) == 1
-    assert columns["steps"].dtype == columns["numel"].dtype == np.int64
-    assert columns["alignment"].dtype == np.float64
-    budget.weights.to_dict()
-    assert len(copies) == 3  # the histogram by itself
+    opened = parcel.opened()
+    assert list(opened) == list(there)
+    for name, column in there.items():
+        assert opened[name].dtype == column.dtype
+        assert torch.equal(opened[name], column)
 
 
 def test_columns_of_every_kind_arrive_as_they_are():

@@ -74,16 +74,69 @@ def on_host(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     tensors = {name: column.detach() for name, column in columns.items() if isinstance(column, Tensor)}
     short = {name: column for name, column in tensors.items() if column.ndim <= 1}
-    arrived = {name: column.cpu().numpy() for name, column in tensors.items() if name not in short}
-    for device in {column.device for column in short.values()}:
-        there = {name: column for name, column in short.items() if column.device == device}
-        # As bytes, so that columns of any dtypes travel together.
+    arrived = Transfer(short).wait()
+    arrived |= {name: column.cpu().numpy() for name, column in tensors.items() if name not in short}
+    return {name: arrived[name] if name in arrived else np.asarray(c) for name, c in columns.items()}
+
+
+class Transfer:
+    """Columns by name on their way to the host, in one copy from each device that nothing waits for."""
+
+    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+        self._here: dict[str, Tensor] = {}
+        by_device: dict[torch.device, dict[str, Tensor]] = {}
+        for name, column in columns.items():
+            column = column.detach()
+            if column.device.type == "cpu":
+                self._here[name] = column.clone()
+            else:
+                by_device.setdefault(column.device, {})[name] = column
+        self._parcels = [_Parcel(there) for there in by_device.values()]
+        self._names = tuple(columns)
+
+    def ready(self) -> bool:
+        """Whether all of them have arrived."""
+        return all(parcel.ready() for parcel in self._parcels)
+
+    def wait(self) -> dict[str, np.ndarray]:
+        """The columns as numpy arrays of the dtypes and shapes they have."""
+        found = dict(self._here)
+        for parcel in self._parcels:
+            found |= parcel.opened()
+        return {name: found[name].numpy() for name in self._names}
+
+
+class _Parcel:
+    """Columns of one device, packed as bytes so that those of any dtypes travel together."""
+
+    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+        self._columns = {name: (column.dtype, column.shape) for name, column in columns.items()}
         packed = [
             column.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-            for column in there.values()
+            for column in columns.values()
         ]
-        parts = torch.split(torch.cat(packed).cpu(), [len(part) for part in packed])
-        for (name, column), part in zip(there.items(), parts, strict=True):
-            # Cloned: a dtype wants its alignment, and no column should keep the others alive.
-            arrived[name] = part.clone().view(column.dtype).view(column.shape).numpy()
-    return {name: arrived[name] if name in arrived else np.asarray(c) for name, c in columns.items()}
+        self._sizes = [len(part) for part in packed]
+        self._bytes, self._left = _begin_copy(torch.cat(packed))
+
+    def ready(self) -> bool:
+        """Whether it is here."""
+        return self._left.query()
+
+    def opened(self) -> dict[str, Tensor]:
+        """The columns, once they are here."""
+        self._left.synchronize()
+        parts = torch.split(self._bytes, self._sizes)
+        # Cloned: a dtype wants its alignment, and no column should keep the others alive.
+        return {
+            name: part.clone().view(dtype).view(shape)
+            for (name, (dtype, shape)), part in zip(self._columns.items(), parts, strict=True)
+        }
+
+
+def _begin_copy(packed: Tensor) -> tuple[Tensor, torch.Event]:
+    """Bytes that come to the host, into pinned memory without which the copy would wait; and when they do."""
+    here = torch.empty(len(packed), dtype=torch.uint8, device="cpu", pin_memory=True)
+    here.copy_(packed, non_blocking=True)
+    left = torch.Event(packed.device)
+    left.record()
+    return here, left

@@ -17,7 +17,7 @@ from .dispatch import find_kernel
 from .kernels.interface import Rows, Sums
 from .kernels.memory import sent
 from .optimizers import names_in
-from .roles import matching_rows, roles_of
+from .roles import in_order, matching_rows, roles_of
 from .stored_tensors import PathLike, StoredTensor, tied
 from .tensors import require_plain
 
@@ -137,6 +137,12 @@ class WeightStatistics(Columns):
             pattern if role is None else role, role
         )
 
+    def by_role(self) -> WeightStatistics:
+        """A row for each role that occurs, in the order of `ROLES`: its tensors taken together."""
+        roles = in_order(self.roles)
+        joined = joined_statistics([self.total(role=role) for role in roles])
+        return dataclasses.replace(joined, role_overrides={role: role for role in roles})
+
     def summed(self, name: str, role: str | None = None) -> WeightStatistics:
         """All rows as one, called `name`, and of that role if one is given."""
         columns = {column: getattr(self, column) for column in STATISTICS}
@@ -204,7 +210,7 @@ def weight_statistics(
     if not parts:
         named = f"; left out were {', '.join(list(left_out)[:3])}" if left_out else ""
         raise ValueError(f"the source has no floating-point tensors{named}")
-    joined = _joined(parts)
+    joined = joined_statistics(parts)
     if len(set(joined.names)) < len(joined.names):
         again = next(name for name in joined.names if joined.names.count(name) > 1)
         raise ValueError(
@@ -364,11 +370,11 @@ def _measured(batch: list[tuple[str, Tensor]], histogram: bool, backend: str | N
     if len(parts) == 1:
         return parts[0]
     order = [i for index in by_device.values() for i in index]
-    return _joined(parts).select(sorted(range(len(order)), key=order.__getitem__))
+    return joined_statistics(parts).select(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _joined(parts: list[WeightStatistics]) -> WeightStatistics:
-    """The rows of all, one after the other, on the first accelerator."""
+def joined_statistics(parts: list[WeightStatistics]) -> WeightStatistics:
+    """The rows of all parts, one after the other, on the first accelerator; of their names and columns alone."""
     if len(parts) == 1:
         return parts[0]
     devices = [part.numel.device for part in parts]
