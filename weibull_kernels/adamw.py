@@ -13,7 +13,7 @@ from .dispatch import find_kernel, frames_to_the_caller, require_backend
 from .ledger import Ledger, Tables, require_ledger
 from .optimizers import name_at, parameters_of
 from .plan import MOMENTS, StepPlan
-from .tensors import require_plain
+from .tensors import require_readable
 
 _PLANS = 4
 
@@ -33,6 +33,11 @@ class AdamW(torch.optim.AdamW):
     A checkpoint of one loads in the other, both ways. `state_dict()` has one more key, "ledger",
     which torch ignores.
 
+    Parameters may be sharded by torch (DTensor: FSDP2, HSDP, tensor parallelism and any of them together).
+    A step is then one of what lies here and talks to no other process, unless a gradient is placed in another
+    way than its weight (a sum still to be made), which torch's AdamW redistributes as well. State is sharded
+    like the weights. Reading the ledger is what the processes do together; see `Ledger`.
+
     Args:
         params: parameters, named parameters (the names are those of the budget's rows) or groups.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
@@ -47,7 +52,8 @@ class AdamW(torch.optim.AdamW):
     Raises:
         ValueError: a setting out of its range, one that asks for another implementation, a
             parameter listed twice.
-        TypeError: a parameter that is sparse, complex, quantised or a wrapper.
+        TypeError: a parameter that is sparse, complex, quantised or a wrapper, or sharded in another way
+            than by DTensor.
 
     >>> import weibull_kernels as wk
     >>> model = torch.nn.Linear(4, 2)
@@ -121,7 +127,7 @@ class AdamW(torch.optim.AdamW):
             _require_ours(group)
             for position, parameter in enumerate(group["params"]):
                 if not parameter.is_meta and not isinstance(parameter, torch.nn.UninitializedParameter):
-                    require_plain(name_at(group, index, position), parameter)
+                    require_readable(name_at(group, index, position), parameter)
             if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
                 raise ValueError(f"group {index} lists a parameter twice; it would be stepped twice")
         except (TypeError, ValueError):
@@ -154,10 +160,10 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for device, tensors, now in self._plan().steps(self, self._table):
-            find_kernel("adamw", self.backend, device)(tensors, now)
+        for weights, tensors, now in self._plan().steps(self, self._table):
+            find_kernel("adamw", self.backend, weights[0].device)(tensors, now)
             # The kernel writes by address: autograd must learn that weights it saved have changed.
-            torch.autograd.graph.increment_version(tensors.weights)
+            torch.autograd.graph.increment_version(weights)
         return loss
 
     def _plan(self) -> StepPlan:
@@ -185,11 +191,11 @@ class AdamW(torch.optim.AdamW):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the ledger under "ledger"."""
+        """As torch's, with the ledger under "ledger": of sharded parameters what this process booked."""
 
         def add_ledger(_: torch.optim.Optimizer, found: dict[str, Any]) -> None:
             if self._tables is not None:
-                found["ledger"] = self.ledger.state_dict()
+                found["ledger"] = self.ledger.local_state_dict()
 
         # Before the user's own hooks.
         handle = self.register_state_dict_post_hook(add_ledger, prepend=True)

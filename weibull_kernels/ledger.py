@@ -14,11 +14,14 @@ from .dispatch import find_kernel
 from .kernels.interface import LEDGER_COLUMNS, Rows, Sums
 from .kernels.memory import sent
 from .optimizers import names_of, parameters_of
-from .statistics import WeightStatistics
+from .shards import holds_the_rest, is_sharded, local_of, over_shards
+from .statistics import WeightStatistics, weight_statistics
 
 _STATISTICS = ("norm_sq", "log_sum", "log_sq_sum", "max_abs", "zero_count", "non_finite_count")
 _SUMMED = LEDGER_COLUMNS.index("steps") + 1  # the columns that an interval sums come first
 _NORM_SQ_START, _NORM_SQ = (LEDGER_COLUMNS.index(name) for name in ("norm_sq_start", "norm_sq"))
+# Not sums over the entries of a tensor: of the shards of one, the largest is that of the whole.
+_MAXIMA = [LEDGER_COLUMNS.index(name) for name in ("steps", "max_abs", "step")]
 
 
 class Ledger:
@@ -28,24 +31,34 @@ class Ledger:
     sums on the device, in the pass over memory that the step makes anyway. So the budget of an
     interval is exact over its steps, however many, and nothing waits for the device.
 
+    What others do to weights between two steps is no force and is not booked.
+
     It is `optimizer.ledger`, travels in `optimizer.state_dict()`, and goes on from there. Where
     something else saves the optimizer's state (torch.distributed.checkpoint keeps only what torch
-    knows of), save `optimizer.ledger.state_dict()` beside it. What others do to weights between two
-    steps is no force and is not booked.
+    knows of), save `optimizer.ledger.state_dict()` beside it, and load it after that state.
+
+    Of sharded parameters (DTensor) each process books what lies with it. `drain`, `peek` and `state_dict`
+    add that up, which is a collective call: every process must make it. They take one all-reduce for each
+    device mesh that parameters are sharded over, and all get the same. What `optimizer.state_dict()` holds
+    is the part of the process alone, for the file of that process.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, tables: Tables) -> None:
         self._optimizer = optimizer
         self._tables = tables
 
-    def drain(self) -> ForceBudget:
-        """The budget since the last `drain()`, and the start of a new interval."""
-        budget = self.peek()
+    def drain(self, *, histogram: bool = False) -> ForceBudget:
+        """The budget since the last `drain()`, and the start of a new interval; collective like `peek`."""
+        budget = self.peek(histogram=histogram)
         self._tables.begin_interval()
         return budget
 
-    def peek(self) -> ForceBudget:
+    def peek(self, *, histogram: bool = False) -> ForceBudget:
         """The budget since the last `drain()`; the interval goes on.
+
+        Args:
+            histogram: also count the bit-pattern histogram of the weights as they are now into
+                `budget.weights`, which reads them once more.
 
         Returns:
             A `ForceBudget` of [P] rows in the order of the param groups, float64 on the device of
@@ -70,7 +83,7 @@ class Ledger:
         [3, 3]
         """
         parameters, names = parameters_of(self._optimizer), names_of(self._optimizer)
-        rows = self._rows()
+        rows, counted = self._whole_rows(histogram=histogram)
         columns = dict(zip(LEDGER_COLUMNS, rows.unbind(1), strict=True))
         numel = sent(torch.tensor([p.numel() for p in parameters], device="cpu"), rows.device)
         forces: dict[str, Any] = {
@@ -87,25 +100,50 @@ class Ledger:
             steps=columns["steps"].long(),
             step=columns["step"].long(),
             names=names,
-            weights=WeightStatistics(names=names, numel=numel, **statistics),
+            weights=WeightStatistics(names=names, numel=numel, histogram=counted, **statistics),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The ledger as a checkpoint holds it: the names of the columns and a copy of the rows."""
-        return {"columns": list(LEDGER_COLUMNS), "rows": self._rows()}
+        """The ledger as a checkpoint holds it: the names of the columns and a copy of the rows.
+
+        The rows are those of whole tensors, the same on every process, so that any number of processes may
+        go on from them. Their sums are then those of a run that never stopped, to float64 rounding.
+        """
+        return {"columns": list(LEDGER_COLUMNS), "rows": self._whole_rows()[0]}
+
+    def local_state_dict(self) -> dict[str, Any]:
+        """The same of what lies with this process, for its own file: no collective call, exact to the bit."""
+        found = {"columns": list(LEDGER_COLUMNS), "rows": self._rows()}
+        if any(map(is_sharded, parameters_of(self._optimizer))):
+            found["part"] = _this_process()
+        return found
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Goes on from a saved ledger; what this one held is forgotten, as its weights are.
 
         Raises:
-            ValueError: it is that of other parameters, or of an unknown format.
+            ValueError: it is that of other parameters or of another process, or of an unknown format.
         """
         parameters = parameters_of(self._optimizer)
         require_ledger(saved, rows=len(parameters))
-        self._tables.load(saved["rows"], parameters)
+        rows = saved["rows"]
+        if "part" not in saved and any(map(is_sharded, parameters)):
+            rows = _part_of(rows, parameters)
+        self._tables.load(rows, parameters)
+
+    def _whole_rows(self, *, histogram: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The rows of whole tensors, [P, 14], and their histograms where asked for, [P, BINS]."""
+        parameters, rows = parameters_of(self._optimizer), self._rows()
+        if not histogram:
+            return over_shards(parameters, rows, maxima=_MAXIMA), None
+        here = ((str(place), local_of(parameter)) for place, parameter in enumerate(parameters))
+        counts = weight_statistics(here, backend=getattr(self._optimizer, "backend", None)).histogram
+        assert counts is not None
+        whole = over_shards(parameters, torch.cat([rows, counts.double()], dim=1), maxima=_MAXIMA)
+        return whole[:, : len(LEDGER_COLUMNS)], whole[:, len(LEDGER_COLUMNS) :].long()
 
     def _rows(self) -> Tensor:
-        """A copy of all rows, [P, 14]."""
+        """A copy of all rows, [P, 14], of what lies here."""
         self._tables.open(parameters_of(self._optimizer), getattr(self._optimizer, "backend", None))
         return self._tables.gathered()
 
@@ -113,7 +151,8 @@ class Ledger:
 class Tables:
     """The rows of the ledger where the steps write them: float64 [P, 14] by `LEDGER_COLUMNS` on every device.
 
-    Of the table of a device only the rows of its own parameters are in use.
+    Of the table of a device only the rows of its own parameters are in use. The rows of sharded
+    parameters are of what lies here.
     """
 
     def __init__(self) -> None:
@@ -182,7 +221,7 @@ class Tables:
 
 
 def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
-    """Raises a ValueError if this is not the state of a ledger of so many parameters."""
+    """Raises a ValueError if this is not the state of a ledger of so many parameters and of this process."""
     expected = (rows, len(LEDGER_COLUMNS))
     columns, found = tuple(saved.get("columns", ())), saved.get("rows")
     if columns != LEDGER_COLUMNS or not isinstance(found, Tensor) or tuple(found.shape) != expected:
@@ -191,6 +230,29 @@ def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
             f"the ledger of the checkpoint has columns {columns} and rows {shape}; expected {LEDGER_COLUMNS} "
             f"and rows {expected}. Load the checkpoint of this model, or remove its 'ledger' to begin anew"
         )
+    if (part := saved.get("part")) is not None and list(part) != _this_process():
+        (rank, size), (here, now) = part, _this_process()
+        raise ValueError(
+            f"the ledger of the checkpoint is the part of process {rank} of {size}, and this is process "
+            f"{here} of {now}. Load the file that this process saved, or save optimizer.ledger.state_dict(), "
+            "which holds whole tensors; remove the checkpoint's 'ledger' to begin anew"
+        )
+
+
+def _this_process() -> list[int]:
+    """Its rank, and of how many."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [0, 1]
+    return [torch.distributed.get_rank(), torch.distributed.get_world_size()]
+
+
+def _part_of(rows: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Rows that add up to those given: the first process of a mesh has them, the others 0."""
+    mine = _index([int(holds_the_rest(parameter)) for parameter in parameters], rows.device)
+    part = torch.where(mine[:, None] > 0, rows, 0.0)
+    for column in _MAXIMA:
+        part[:, column] = rows[:, column]
+    return part
 
 
 def _opening(parameters: Sequence[Tensor], backend: str | None) -> Tensor:
@@ -200,7 +262,7 @@ def _opening(parameters: Sequence[Tensor], backend: str | None) -> Tensor:
         return _zeros(len(parameters), device)
     one = torch.ones(len(parameters), dtype=torch.float64, device=device)
     kernel = find_kernel("sums", backend, device)
-    sums: Sums = kernel(Rows([p.detach() for p in parameters], nothing, nothing, one, one, one))
+    sums: Sums = kernel(Rows([local_of(p).detach() for p in parameters], nothing, nothing, one, one, one))
     known = {
         "norm_sq_start": sums.weight_sq,
         "norm_sq": sums.weight_sq,

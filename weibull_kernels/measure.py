@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .budget import ForceBudget
 from .dispatch import find_kernel
+from .kernels.interface import Sums
 from .kernels.memory import sent
 from .optimizers import LearningRate, Row, read_optimizer, with_columns
+from .shards import sums_over_shards
 from .statistics import WeightStatistics
 
 
@@ -36,6 +38,11 @@ def forces(
     moments once, changes nothing, and does not wait for the device: results stay there until
     they are read. The formulas are those of `ForceBudget`; they hold exactly, with every
     group's own learning rate, decay, betas and step, as torch rounds them.
+
+    Parameters that torch has sharded (DTensor: FSDP2, HSDP, tensor parallelism and any of them together) are
+    measured as a whole, and every process gets the same budget. It is then a collective call: every process
+    of the job must make it, right after the same step. It takes one all-reduce for each device mesh
+    that parameters are sharded over; those that are no DTensors, as under DDP, are measured where they are.
 
     Inside a function that torch compiles it runs uncompiled. A compiled `optimizer.step` rounds
     the bias corrections to float32 and does not say so: 1e-5 of the budget in the first steps.
@@ -65,7 +72,7 @@ def forces(
 
     Raises:
         TypeError: the optimizer's update is not known, or a parameter is sparse, complex,
-            quantised or a wrapper.
+            quantised or a wrapper, or sharded in another way (FSDP1, DeepSpeed: see `wk.forces_from`).
         ValueError: no parameters, or `lr`, `model` or `since` do not fit the optimizer.
         RuntimeError: the named backend cannot run here.
 
@@ -86,18 +93,24 @@ def forces(
         )
 
     steps = None if since is None else since.step
-    by_device: dict[torch.device, list[int]] = {}
-    for index, row in enumerate(rows):
-        by_device.setdefault(row.weight.device, []).append(index)
-    if len(by_device) == 1:
-        budget = _forces_on(rows, steps, histogram, backend)
-    else:
-        parts = [
-            _forces_on([rows[i] for i in index], None if steps is None else steps[index], histogram, backend)
-            for index in by_device.values()
-        ]
-        budget = _joined(parts, [i for index in by_device.values() for i in index])
+    budget = on_each_device(
+        [row.weight for row in rows],
+        lambda places: _forces_on(
+            [rows[i] for i in places], None if steps is None else steps[places], histogram, backend
+        ),
+    )
     return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
+
+
+def on_each_device(weights: Sequence[Tensor], measured: Callable[[list[int]], ForceBudget]) -> ForceBudget:
+    """The budgets of the weights on each device, given by their places, as one in the order of the weights."""
+    by_device: dict[torch.device, list[int]] = {}
+    for place, weight in enumerate(weights):
+        by_device.setdefault(weight.device, []).append(place)
+    parts = [measured(places) for places in by_device.values()]
+    if len(parts) == 1:
+        return parts[0]
+    return _joined(parts, [place for places in by_device.values() for place in places])
 
 
 def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
@@ -127,23 +140,54 @@ def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
 def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: str | None) -> ForceBudget:
     stepped = with_columns(rows)
     device = stepped.lr.device
-    sums = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
+    here = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
+    sums = sums_over_shards([row.weight for row in rows], here)
     moved = stepped.step > 0
     if since is not None:
         moved &= stepped.step != since.to(device)
-    names = tuple(row.name for row in rows)
-    numel = sent(torch.tensor([row.weight.numel() for row in rows], device="cpu"), device)
+    return budget_after_step(
+        tuple(row.name for row in rows),
+        sent(torch.tensor([row.weight.numel() for row in rows], device="cpu"), device),
+        sums,
+        lr=stepped.lr,
+        decay_factor=stepped.decay_factor,
+        step=stepped.step,
+        moved=moved,
+    )
+
+
+def budget_after_step(
+    names: tuple[str, ...],
+    numel: Tensor,
+    sums: Sums,
+    *,
+    lr: Tensor,
+    decay_factor: Tensor,
+    step: Tensor,
+    moved: Tensor,
+) -> ForceBudget:
+    """The budget of a step from the sums that were taken after it.
+
+    Args:
+        names: of P tensors.
+        numel: their entries, int64 [P].
+        sums: with the weights after the step.
+        lr: η of the step, float64 [P].
+        decay_factor: c as it was rounded, float64 [P].
+        step: how many steps each tensor has made, [P].
+        moved: whether it made one now, bool [P].
+    """
     # A tensor that did not move has no update, no decay and, should it hold a NaN, no norm: no force.
     budget = ForceBudget.from_sums(
         torch.where(moved, sums.weight_update, 0.0),
         torch.where(moved, sums.update_sq, 0.0),
         torch.where(moved, sums.weight_sq, 0.0),
-        lr=stepped.lr,
-        decay_factor=torch.where(moved, stepped.decay_factor, 1.0),
+        lr=lr,
+        decay_factor=torch.where(moved, decay_factor, 1.0),
         at="after",
         numel=numel,
         steps=moved.long(),
-        step=stepped.step.long(),
+        step=step.long(),
         names=names,
         weights=WeightStatistics.from_sums(names, numel, sums),
     )

@@ -16,7 +16,8 @@ from torch import Tensor
 from .kernels.interface import Rows
 from .kernels.memory import sent
 from .names import unwrapped
-from .tensors import column, fits, misfit, require_plain
+from .shards import local_of
+from .tensors import column, fits, misfit, require_readable
 
 # Where the `step` functions stand whose update is known.
 _KNOWN_STEPS = (torch.optim.Adam.__module__, "weibull_kernels.adamw")
@@ -25,7 +26,10 @@ LearningRate = float | Tensor | Sequence[float | Tensor]
 
 
 class Row(NamedTuple):
-    """One parameter: its name, its tensors (no moments before its first step), its group's settings."""
+    """One parameter: its name, its tensors (no moments before its first step), its group's settings.
+
+    The tensors are the optimizer's own, so DTensors where they are sharded.
+    """
 
     name: str
     weight: Tensor
@@ -87,7 +91,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stepped:
-    """The rows of one device and their numbers, as float64 columns [P] of that device."""
+    """The rows of one device and their numbers, as float64 columns [P] of that device.
+
+    `kernel_rows` hold of sharded tensors what lies here.
+    """
 
     rows: tuple[Row, ...]
     lr: Tensor
@@ -109,7 +116,7 @@ def read_optimizer(
             groups if None.
 
     Raises:
-        TypeError: an optimizer whose update is not known, or a parameter that is no plain tensor.
+        TypeError: an optimizer whose update is not known, or a parameter that `require_readable` refuses.
         ValueError: a parameter that `model` does not own, or the wrong number of learning rates.
     """
     _require_known_update(optimizer)
@@ -186,9 +193,9 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
         ),
         step=step,
         kernel_rows=Rows(
-            weights=[row.weight for row in rows],
-            exp_avgs=[row.exp_avg for row in rows],
-            exp_avg_sqs=[row.exp_avg_sq for row in rows],
+            weights=[local_of(row.weight) for row in rows],
+            exp_avgs=[None if row.exp_avg is None else local_of(row.exp_avg) for row in rows],
+            exp_avg_sqs=[None if row.exp_avg_sq is None else local_of(row.exp_avg_sq) for row in rows],
             bias_correction1=bias_correction(spread(settings.beta1 for settings, _ in groups)),
             bias_correction2=bias_correction(spread(settings.beta2 for settings, _ in groups)),
             eps=spread(settings.eps for settings, _ in groups),
@@ -207,20 +214,42 @@ def _looked_back_by(settings: Settings, weight: Tensor) -> float | Tensor:
     return factor
 
 
-def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
+def update_is_known(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it steps by the formula of torch's Adam and AdamW."""
     # A subclass is as good as its parent unless it steps in its own way. Torch wraps the `step` of
     # whichever class is instantiated first, so what counts is the function inside.
-    if isinstance(optimizer, torch.optim.Adam) and _module_of_step(optimizer) in _KNOWN_STEPS:
+    return isinstance(optimizer, torch.optim.Adam) and _module_of_step(optimizer) in _KNOWN_STEPS
+
+
+# Optimizers that step shards of their own, whose sums over one process are not those of a parameter.
+_OWN_SHARDS = ("deepspeed.", "megatron.", "torch.distributed.optim.zero_redundancy_optimizer")
+
+
+def require_no_own_shards(optimizer: Any) -> None:
+    """Raises a TypeError if it steps flat shards of its own, whose names and shapes it does not tell."""
+    kind = _kind(optimizer)
+    if kind.startswith(_OWN_SHARDS):
+        raise TypeError(
+            f"{kind} divides parameters or their state among processes: give its shards to wk.forces_from, or "
+            "shard with torch.distributed.fsdp.fully_shard and step with torch.optim.AdamW"
+        )
+
+
+def _kind(optimizer: Any) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
+    require_no_own_shards(optimizer)
+    if update_is_known(optimizer):
         return
-    inner = getattr(optimizer, "optimizer", None)
-    remedy = (
-        "pass the optimizer it wraps, `.optimizer`"
-        if isinstance(inner, torch.optim.Adam)
-        else "use torch.optim.AdamW or Adam"
-    )
+    kind = _kind(optimizer)
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Adam):
+        remedy = "pass the optimizer it wraps, `.optimizer`"
+    else:
+        remedy = "use torch.optim.AdamW or Adam"
     raise TypeError(
-        f"forces() knows the update of torch.optim.AdamW and torch.optim.Adam, got "
-        f"{type(optimizer).__module__}.{type(optimizer).__qualname__}; {remedy}"
+        f"forces() knows the update of torch.optim.AdamW and torch.optim.Adam, got {kind}; {remedy}"
     )
 
 
@@ -286,7 +315,7 @@ def settings_of(
 def _row(
     name: str, parameter: Tensor, state: dict[str, Any], group: dict[str, Any], settings: Settings
 ) -> Row:
-    require_plain(name, parameter)
+    require_readable(name, parameter)
     if "exp_avg" not in state:
         return Row(name, parameter, None, None, 0.0, settings)
     exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]

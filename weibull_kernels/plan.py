@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter, is_
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from .kernels.interface import HYPERPARAMETERS, Step, SteppedTensors
 from .kernels.memory import sent
 from .optimizers import name_at, parameters_of, settings_of
-from .tensors import fits, misfit, require_plain
+from .shards import is_sharded, local_of
+from .tensors import fits, misfit, require_readable
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -22,6 +23,8 @@ _DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
 
 class StepPlan:
     """Every parameter that has a gradient, with its state, by device.
+
+    Of tensors that are sharded (DTensor) the kernels get what lies here.
 
     It does not keep the optimizer, which keeps it: dropped, both would wait for the garbage collector,
     and the moments with them.
@@ -46,13 +49,14 @@ class StepPlan:
                 if weight.grad is None:
                     continue
                 name = name_at(group, index, position)
-                require_plain(name, weight)
+                require_readable(name, weight)
                 if not optimizer.state[weight]:
                     optimizer.state[weight] = begin(weight, group)
                 state = _checked(name, weight, optimizer.state[weight], group)
                 by_device.setdefault(weight.device, []).append(_Row(weight, *state, index, place))
         self._batches = [_Batch(device, rows) for device, rows in by_device.items()]
         self._tensors = _tensors_of(optimizer)
+        self._sharded = any(map(is_sharded, self._tensors))
         self._facts = self._present_facts(optimizer)
 
     def holds(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -72,14 +76,15 @@ class StepPlan:
         self,
         optimizer: torch.optim.Optimizer,
         ledger: Callable[[torch.device], Tensor | None],
-    ) -> Iterator[tuple[torch.device, SteppedTensors, Step]]:
-        """What the kernel of each device is to do now, with its part of the ledger."""
+    ) -> Iterator[tuple[list[Tensor], SteppedTensors, Step]]:
+        """The weights of each device, and what its kernel is to do now, with its part of the ledger."""
         for batch in self._batches:
+            grads: list[Any] = [weight.grad for weight in batch.weights]
             yield (
-                batch.device,
+                batch.weights,
                 batch.tensors,
                 Step(
-                    grads=[cast(Tensor, weight.grad) for weight in batch.tensors.weights],
+                    grads=[*map(_shard_for, grads, batch.weights)] if self._sharded else grads,
                     hyperparameters=batch.hyperparameters(optimizer.param_groups),
                     ledger=ledger(batch.device),
                     grad_scale=_sent(getattr(optimizer, "grad_scale", None), batch.device),
@@ -90,8 +95,13 @@ class StepPlan:
     def _present_facts(self, optimizer: torch.optim.Optimizer) -> list[list[Any]]:
         """Where the tensors of the plan lie and how, what gradients are, and how the groups are cut."""
         tensors: list[Any] = [tensor for tensor in self._tensors if tensor is not None]
-        grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.tensors.weights]
+        grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.weights]
+        placed: list[Any] = []
+        if self._sharded:
+            placed = [(g.device_mesh, g.placements) if is_sharded(g) else None for g in grads]
+            tensors, grads = [*map(local_of, tensors)], [*map(local_of, grads)]
         return [
+            placed,
             *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, _DTYPE)),
             # Of most, not to make a tuple of each.
             [None if tensor.is_contiguous() else tensor.stride() for tensor in tensors],
@@ -115,16 +125,19 @@ class _Batch:
 
     def __init__(self, device: torch.device, rows: list[_Row]) -> None:
         self.device = device
+        self.weights = [row.weight for row in rows]
         # How c is rounded depends on the dtype of the weight too.
         kinds = [(row.group, row.weight.dtype) for row in rows]
         examples = dict(zip(kinds, rows, strict=True))
         self._groups = [(row.group, row.weight) for row in examples.values()]
         table_row = {kind: i for i, kind in enumerate(examples)}
         self.tensors = SteppedTensors(
-            weights=[row.weight for row in rows],
-            exp_avgs=[row.exp_avg for row in rows],
-            exp_avg_sqs=[row.exp_avg_sq for row in rows],
-            max_exp_avg_sqs=[row.max_exp_avg_sq for row in rows],
+            weights=[local_of(weight) for weight in self.weights],
+            exp_avgs=[local_of(row.exp_avg) for row in rows],
+            exp_avg_sqs=[local_of(row.exp_avg_sq) for row in rows],
+            max_exp_avg_sqs=[
+                None if row.max_exp_avg_sq is None else local_of(row.max_exp_avg_sq) for row in rows
+            ],
             counts=[row.steps_made for row in rows],
             groups=[table_row[kind] for kind in kinds],
             places=[row.place for row in rows],
@@ -167,10 +180,12 @@ def _checked(
             f"the state of '{name}' has no {', '.join(missing)}; load the state of an AdamW with the same "
             "amsgrad setting"
         )
-    columns = {"the gradient": weight.grad, **{moment: state[moment] for moment in needed}}
-    for what, tensor in columns.items():
-        if not fits(tensor, weight):
-            raise misfit(f"{what} of '{name}'", tensor, weight)
+    assert weight.grad is not None
+    if not fits(weight.grad, weight, placed_alike=False):
+        raise misfit(f"the gradient of '{name}'", weight.grad, weight)
+    for moment in needed:
+        if not fits(state[moment], weight):
+            raise misfit(f"{moment} of '{name}'", state[moment], weight)
     count = state["step"]
     if not isinstance(count, Tensor) or (count.dtype, count.device, count.numel()) != (
         torch.float32,
@@ -181,7 +196,15 @@ def _checked(
             f"the step of '{name}' must be a float32 tensor of one entry on {weight.device}, got {count!r}; "
             "pass the state through load_state_dict()"
         )
-    return state["exp_avg"], state["exp_avg_sq"], columns.get("max_exp_avg_sq"), count
+    return state["exp_avg"], state["exp_avg_sq"], state["max_exp_avg_sq"] if group["amsgrad"] else None, count
+
+
+def _shard_for(grad: Tensor, weight: Tensor) -> Tensor:
+    """The entries of a gradient that are those of the weight here."""
+    if is_sharded(grad) and is_sharded(weight) and grad.placements != weight.placements:
+        # Such as a sum still to be made. A collective call, which torch's AdamW makes too.
+        grad = grad.redistribute(placements=weight.placements)
+    return local_of(grad)
 
 
 def _hyperparameters(group: dict[str, Any], weight: Tensor) -> tuple[float | Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .kernels.memory import sent
+from .shards import is_sharded, local_of
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (torch.nn.Parameter, Tensor)
@@ -28,19 +29,85 @@ def place_of(tensor: Tensor) -> tuple[Any, ...] | None:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def fits(tensor: Tensor, weight: Tensor) -> bool:
-    """Whether a gradient or moment can go with this weight into a kernel."""
-    return tensor.shape == weight.shape and tensor.device == weight.device and _is_plain(tensor)
+def require_readable(name: str, tensor: Tensor) -> None:
+    """Raises an error if the kernels cannot read the entries of a parameter that lie here.
+
+    It may be plain, or a DTensor that is sharded or replicated. Engines that keep flat shards of their own
+    hide them in tensors that look plain; what they mark them with is known.
+
+    Raises:
+        TypeError: it is of another kind, a shard of another engine, or a sum still to be made (Partial).
+        ValueError: this process is not part of the mesh that it is sharded over.
+    """
+    marks = [mark for mark in _SHARDED_BY if hasattr(tensor, mark)] if tensor.__dict__ else []
+    if marks:
+        raise TypeError(
+            f"'{name}' is a shard of {_SHARDED_BY[marks[0]]}, whose shape is not that of the parameter; "
+            "shard with torch.distributed.fsdp.fully_shard, or give the shards to wk.forces_from"
+        )
+    if not is_sharded(tensor):
+        require_plain(name, tensor)
+        return
+    if any(placement.is_partial() for placement in tensor.placements):
+        raise TypeError(
+            f"'{name}' is a DTensor with placements {tensor.placements}: a sum that has not been made yet; "
+            "redistribute it to Replicate or Shard placements first"
+        )
+    if tensor.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"'{name}' is sharded over {tensor.device_mesh}, which this process is not part of; measure it "
+            "on the processes that are"
+        )
+    require_plain(name, local_of(tensor))
+
+
+# What a parameter is marked with, by the engine that has sharded it. The first two are of FSDP1.
+_SHARDED_BY = {
+    "_is_flat_param": "torch's FullyShardedDataParallel (FSDP1)",
+    "_fsdp_flattened": "torch's FullyShardedDataParallel (FSDP1)",
+    "ds_id": "DeepSpeed's ZeRO-3",
+}
+
+
+def fits(tensor: Tensor, weight: Tensor, *, placed_alike: bool = True) -> bool:
+    """Whether a gradient or moment can go with this weight into a kernel.
+
+    Args:
+        tensor: the gradient or moment.
+        weight: plain or sharded.
+        placed_alike: whether that of a sharded weight must have its placements; the mesh is the same in
+            any case.
+    """
+    if tensor.shape != weight.shape or tensor.device != weight.device:
+        return False
+    if not is_sharded(weight):
+        return _is_plain(tensor)
+    return (
+        is_sharded(tensor)
+        and tensor.device_mesh == weight.device_mesh
+        and (not placed_alike or tensor.placements == weight.placements)
+        and _is_plain(local_of(tensor))
+    )
 
 
 def misfit(what: str, tensor: Tensor, weight: Tensor) -> Exception:
     """What is to be raised of a tensor that does not fit its weight."""
-    if tensor.shape == weight.shape and tensor.device == weight.device:
-        return _not_plain(what, tensor)
+    if tensor.shape != weight.shape or tensor.device != weight.device:
+        return ValueError(
+            f"{what} must have the weight's shape {tuple(weight.shape)} and device {weight.device}, got "
+            f"{tuple(tensor.shape)} on {tensor.device}; was the model moved or the state loaded after the "
+            "optimizer was made?"
+        )
+    if not is_sharded(weight) or (is_sharded(tensor) and not _is_plain(local_of(tensor))):
+        return _not_plain(what, local_of(tensor) if is_sharded(weight) else tensor)
+    got = (
+        f"{tensor.placements} over {tensor.device_mesh}"
+        if is_sharded(tensor)
+        else "a tensor that is not sharded"
+    )
     return ValueError(
-        f"{what} must have the weight's shape {tuple(weight.shape)} and device {weight.device}, got "
-        f"{tuple(tensor.shape)} on {tensor.device}; was the model moved or the state loaded after the "
-        "optimizer was made?"
+        f"{what} must be sharded like its weight, {weight.placements} over {weight.device_mesh}, got {got}; "
+        "load state with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which shards it"
     )
 
 
