@@ -26,9 +26,10 @@ import weibull_kernels as wk
 from weibull_kernels.gram import CheckpointGram
 from weibull_kernels.gram_pass import checkpoint_gram
 from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
-from weibull_kernels.records import ParquetSink, force_series, read_records
+from weibull_kernels.records import force_series, read_records
 from weibull_kernels.recovery_methods import METHODS
 from weibull_kernels.roles import matching_rows
+from weibull_kernels.sinks import ParquetSink
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from training import Run, Settings, train
 
 import weibull_kernels as wk
+from weibull_kernels.page import write_report
 from weibull_kernels.pictures import draw_forces, draw_sigma
-from weibull_kernels.records import ParquetSink, force_series, read_records
+from weibull_kernels.records import force_series, read_records
 from weibull_kernels.report import budget_table, phase_table
+from weibull_kernels.sinks import ParquetSink
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEFAULT = Settings()
@@ -46,7 +48,7 @@ def main(
 ) -> None:
     """Train a small language model and show which force moved its weights, and when.
 
-    Leaves records.parquet, forces.png and sigma.png in --out; Ctrl-C keeps what there is.
+    Leaves records.parquet, report.html, forces.png and sigma.png in --out; Ctrl-C keeps what there is.
     """
     try:
         settings = Settings(
@@ -71,7 +73,7 @@ def main(
 
 
 def demonstrate(settings: Settings, out: Path) -> None:
-    """Train under a progress bar, then print the tables and draw the pictures."""
+    """Train under a progress bar, then print the tables, draw the pictures and write the report."""
     device = settings.torch_device()
     source = library_source()
     if not settings.forces:
@@ -91,7 +93,9 @@ def demonstrate(settings: Settings, out: Path) -> None:
     say_super_weights(run, records)
     draw_forces(records, out / "forces.png")
     draw_sigma(records, out / "sigma.png")
+    write_report(records_path, out / "report.html")
     print(f"written: {records_path}, {out / 'forces.png'}, {out / 'sigma.png'}")
+    print(f"open     {out / 'report.html'} in a browser: all of it as one page")
 
 
 def train_with_bar(settings: Settings, source: Tensor, sink: ParquetSink | None) -> Run:

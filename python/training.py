@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from text import VOCABULARY, random_windows
 from torch import Tensor
 
 import weibull_kernels as wk
-from weibull_kernels.records import ParquetSink
+from weibull_kernels.sinks import ParquetSink
 
 BETA1 = 0.9
 CLIP = 1.0
@@ -85,15 +86,20 @@ class Settings:
         return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * along)) / 2
 
 
-def make_optimizer(model: torch.nn.Module, settings: Settings) -> wk.AdamW:
-    """AdamW, with a ledger where forces are wanted; matrices decay, norms and biases do not."""
+def param_groups(model: torch.nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Matrices decay, norms and biases do not."""
     matrices = [(name, weight) for name, weight in model.named_parameters() if weight.ndim > 1]
     vectors = [(name, weight) for name, weight in model.named_parameters() if weight.ndim == 1]
-    groups = [
+    return [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return wk.AdamW(groups, lr=settings.lr, betas=(BETA1, settings.beta2), ledger=settings.forces)
+
+
+def make_optimizer(model: torch.nn.Module, settings: Settings) -> wk.AdamW:
+    """AdamW, with a ledger where forces are wanted."""
+    betas = (BETA1, settings.beta2)
+    return wk.AdamW(param_groups(model, settings), lr=settings.lr, betas=betas, ledger=settings.forces)
 
 
 @dataclass

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import weibull_kernels as wk
-from weibull_kernels.records import ParquetSink, force_series, read_records, run_metadata
+from weibull_kernels import columns
+from weibull_kernels.records import force_series, read_records, run_metadata
+from weibull_kernels.sinks import ParquetSink
 
 FORCES = ("alignment", "injection", "decay", "coupling")
 NAMES = ("layers.0.mlp.up_proj.weight", "layers.0.self_attn.o_proj.weight", "lm_head.weight")
@@ -111,11 +113,11 @@ def test_scalars_of_any_kind(path):
 
 
 def test_a_write_copies_from_the_device_once(path, trained, monkeypatch):
-    measured, copies, cpu = trained(), [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor) or cpu(tensor))
+    measured, transfers, transfer = trained(), [], columns.Transfer
+    monkeypatch.setattr(columns, "Transfer", lambda there: transfers.append(there) or transfer(there))
     with ParquetSink(path) as sink:
         sink.write(1, measured, loss=torch.tensor(1.0))
-    assert len(copies) == 1
+    assert len(transfers) == 1
 
 
 def test_a_budget_of_plain_numbers_is_one_row_without_a_name(path):
@@ -295,7 +297,7 @@ def test_a_torn_end_costs_only_the_last_write(path, torn):
 
 SCRIPT = """
 import os, signal, sys, weibull_kernels as wk
-from weibull_kernels.records import ParquetSink
+from weibull_kernels.sinks import ParquetSink
 sink = ParquetSink(sys.argv[1])
 sink.write(1, wk.ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1))
 if sys.argv[2] == "kill":

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import weibull_kernels as wk
-from weibull_kernels.records import ParquetSink, read_records
+from weibull_kernels.records import read_records
 from weibull_kernels.report import budget_table, phase_table, role_series
+from weibull_kernels.sinks import ParquetSink
 from weibull_kernels.tables import columns_table
 
 

@@ -7,20 +7,23 @@ from . import scaling
 from .adamw import AdamW
 from .budget import ForceBudget, Shares
 from .dispatch import Backend, Backends, backends
+from .flat_shards import forces_from
 from .fused import Fused
 from .gain import GainMeter, Gains, gain
 from .gram import CheckpointGram
 from .gram_pass import checkpoint_gram, extend_gram
 from .ledger import Ledger
 from .measure import forces
+from .meter import Meter, attach
 from .phases import PHASES, RunSummary, find_phases, summarize_run
 from .reconstruction import BRIDGES, ReconstructionErrors, integrate_forces, reconstruction_error
-from .records import ParquetSink, read_records
+from .records import read_records, read_run
 from .recovery import recover, recover_from_norms
 from .report import budget_table, phase_table
 from .roles import ROLES, TRANSMISSION, role_of
 from .series import ForceSeries, Impulses, Recovery
 from .singular_values import TopSingularValues, top_singular_values
+from .sinks import ConsoleSink, JsonLinesSink, ParquetSink
 from .spectra import Spectra, shape_distance, spectrum
 from .statistics import WeightStatistics, weight_statistics
 from .super_weights import without_super_weights
@@ -41,13 +44,16 @@ __all__ = [
     "Backend",
     "Backends",
     "CheckpointGram",
+    "ConsoleSink",
     "ForceBudget",
     "ForceSeries",
     "Fused",
     "GainMeter",
     "Gains",
     "Impulses",
+    "JsonLinesSink",
     "Ledger",
+    "Meter",
     "ParquetSink",
     "ReconstructionErrors",
     "Recovery",
@@ -57,6 +63,7 @@ __all__ = [
     "TopSingularValues",
     "WeibullFit",
     "WeightStatistics",
+    "attach",
     "backends",
     "budget_table",
     "checkpoint_gram",
@@ -65,10 +72,12 @@ __all__ = [
     "find_phases",
     "fit_weibull",
     "forces",
+    "forces_from",
     "gain",
     "integrate_forces",
     "phase_table",
     "read_records",
+    "read_run",
     "reconstruction_error",
     "recover",
     "recover_from_norms",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .budget import ForceBudget
 from .columns import Columns, require_pandas
-from .records import ParquetSink
 from .roles import matching_rows, roles_of
+from .sinks.parquet import ParquetSink
 from .stored_tensors import PathLike
 
 if TYPE_CHECKING:
