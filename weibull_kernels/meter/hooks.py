@@ -1,0 +1,128 @@
+"""Hooks on one optimizer: they count its steps and have those that are due read by its probe."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..budget import ForceBudget
+from ..tensors import column
+from .probes import Probe, placed_parameters
+
+Optimizer = torch.optim.Optimizer
+
+
+def is_hooked(optimizer: Optimizer) -> bool:
+    """Whether a `StepHooks` is on it."""
+    return isinstance(getattr(vars(optimizer).get("__deepcopy__"), "__self__", None), StepHooks)
+
+
+class StepHooks:
+    """Counts the steps of an optimizer and reads every so-manieth of them.
+
+    The optimizer keeps the hooks and not they it, so that both go when nobody holds it.
+
+    Args:
+        optimizer: to be hooked.
+        place: of it among those of its meter.
+        probe: how its steps are read.
+        every: those are due whose count is a multiple of it.
+        count: steps it has made already, where its state does not say.
+        on_step: called before every step.
+        on_read: called with the optimizer and the budget of a step that was due.
+        on_copy: called with the optimizer, a `deepcopy` of it, which has no hooks yet, and the memo of
+            that deepcopy.
+        on_failure: called with what went wrong where a step could not be read.
+
+    Attributes:
+        count: calls of `optimizer.step()` that came to their end, from the count of its state on. Whether a
+            gradient scaler skipped one of them only the device knows.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        place: int,
+        probe: Probe,
+        every: int,
+        count: int = 0,
+        *,
+        on_step: Callable[[], None],
+        on_read: Callable[[StepHooks, Optimizer, ForceBudget], None],
+        on_copy: Callable[[StepHooks, Optimizer, dict[int, Any]], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self.place, self.probe, self.every, self.count = place, probe, every, count
+        self._on_step, self._on_read, self._on_copy = on_step, on_read, on_copy
+        self._on_failure = on_failure
+        self._optimizer = weakref.ref(optimizer)
+        self._due = False
+        self._recount(optimizer)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(self._recount),
+        ]
+        # A copy has no hooks, since torch does not copy them, and nothing else tells of it.
+        optimizer.__deepcopy__ = self._copied  # type: ignore[attr-defined]
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer, where anybody still has it."""
+        return self._optimizer()
+
+    def remove(self) -> None:
+        """Leaves the optimizer as it was."""
+        for handle in self._handles:
+            handle.remove()
+        if (optimizer := self.optimizer) is not None:
+            vars(optimizer).pop("__deepcopy__", None)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # the public form would load the compiler
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        with self._watched():
+            self._on_step()
+            self._due = (self.count + 1) % self.every == 0
+            if self._due:
+                self.probe.before(optimizer)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        self.count += 1
+        if self._due:
+            self._due = False
+            with self._watched():
+                self._on_read(self, optimizer, self.probe.after(optimizer, self.count))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Training goes on where measuring fails."""
+        try:
+            yield
+        except Exception as error:
+            self._on_failure(error)
+
+    def _recount(self, optimizer: Optimizer) -> None:
+        """Takes the count from the optimizer's state, where that has one: at first, and after loading."""
+        states = (optimizer.state.get(row.tensor, {}) for row in placed_parameters(optimizer))
+        if counts := [state["step"] for state in states if "step" in state]:
+            self.count = int(column(counts, torch.device("cpu")).max())
+
+    def _copied(self, memo: dict[int, Any]) -> Optimizer:
+        """`copy.deepcopy` of the optimizer, as it would be without a meter, and then hooked as well."""
+        optimizer = self.optimizer
+        assert optimizer is not None  # it is being copied
+        mine = vars(optimizer).pop("__deepcopy__")
+        try:
+            twin = copy.deepcopy(optimizer, memo)
+        finally:
+            optimizer.__deepcopy__ = mine  # type: ignore[attr-defined]
+        self._on_copy(self, twin, memo)
+        return twin
