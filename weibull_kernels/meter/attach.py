@@ -14,6 +14,7 @@ from ..budget import ForceBudget
 from ..dispatch import find_kernel
 from ..names import Named
 from ..optimizers import parameters_of, require_no_own_shards
+from ..processes import this_process
 from ..shards import is_sharded
 from ..sinks.outbox import Outbox
 from ..tensors import column, require_readable
@@ -312,6 +313,4 @@ def _require_measurable(optimizers: Sequence[Optimizer], backend: str | None) ->
 
 def _writes_here(rank: int | None) -> bool:
     """Whether this process is one whose sinks are written."""
-    if rank is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return True
-    return torch.distributed.get_rank() == rank
+    return rank is None or this_process()[0] == rank

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ..budget import Array, ForceBudget
+from ..processes import this_process
 from ..records import (
     COLUMNS,
     described,
@@ -48,16 +49,15 @@ class RecordFile(ABC):
             raise ValueError("overwrite=True drops the earlier records and append=True keeps them; give one")
         self.path = Path(path)
         self._about = described(run or {})
-        self._earlier = self._find_earlier(overwrite, append)
+        self._overwrite, self._append, self._opened = overwrite, append, False
+        self._earlier: pa.Table | None = None
         self._schema: pa.Schema = None
         self._bookings = Bookings()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(self._growing(self.path))
-        if self._earlier is None:
-            # There from now on, empty: a path that cannot be written to says so before the training.
-            self._journal.begin([self._header(schema_of({}, self._about))])
-            for place in {self.path, part_of(self.path)} - {self._journal.path}:
-                place.unlink(missing_ok=True)  # of a run that is overwritten
+        # A script makes its sink on every process of a job, and the first of them is the one that writes:
+        # of the others the file is left alone unless they are written to.
+        if this_process()[0] == 0:
+            self._open()
         # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
         self._finish = weakref.finalize(self, _finish, self._journal, type(self), self.path, os.getpid())
 
@@ -82,6 +82,8 @@ class RecordFile(ABC):
         """
         if not self._finish.alive:
             raise ValueError(f"the sink of {self.path} is closed; make another, with a path of its own")
+        if not self._opened:
+            self._open()
         types = self._fitting(scalar_types(scalars))
         rows = record_rows(step, budget, scalars)
         if self._schema is None:
@@ -124,12 +126,23 @@ class RecordFile(ABC):
     def _complete(path: Path) -> None:
         """Make the file whole once nothing more will be written."""
 
-    def _find_earlier(self, overwrite: bool, append: bool) -> pa.Table | None:
+    def _open(self) -> None:
+        """Find what is there already, and have the file there if it begins anew."""
+        self._earlier = self._find_earlier()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._earlier is None:
+            # There from now on, empty: a path that cannot be written to says so before the training.
+            self._journal.begin([self._header(schema_of({}, self._about))])
+            for place in {self.path, part_of(self.path)} - {self._journal.path}:
+                place.unlink(missing_ok=True)  # of a run that is overwritten
+        self._opened = True
+
+    def _find_earlier(self) -> pa.Table | None:
         """The records to go on with; None where the file begins anew."""
         found, kind = found_at(self.path)
-        if kind is None or overwrite:
+        if kind is None or self._overwrite:
             return None
-        if not append:
+        if not self._append:
             raise FileExistsError(
                 f"{found} has the records of an earlier run; give another path or overwrite=True, "
                 "or append=True to go on with them"
