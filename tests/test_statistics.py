@@ -242,7 +242,7 @@ def test_large_tensors_are_read_in_pieces_and_small_ones_together(read, tmp_path
     assert all(sum(tensor.nbytes for _, tensor in batch) <= read for batch in launched)
     assert 1 < len(parts) <= len(stored)
     assert len(launched) >= sum(told) / read
-    found = statistics._joined(parts)
+    found = statistics.joined_statistics(parts)
     assert_adds_up(found, whole)
 
 
@@ -453,3 +453,15 @@ def test_thousands_of_small_tensors_go_a_few_at_a_time(tmp_path, monkeypatch):
     assert sum(int(part.histogram.sum()) for part in parts) == 3000 * 32
     assert sum(launched) == 3000
     assert max(launched) == 64
+
+
+def test_statistics_by_role_are_the_totals_of_the_roles():
+    torch.manual_seed(0)
+    named = {name: torch.randn(40) for name in ("a.mlp.w1", "norm.weight", "b.mlp.w1", "x.weight")}
+    found = wk.weight_statistics(named, roles={"x.*": "mine"}).by_role()
+    assert found.names == found.roles == ("ffn", "norm", "mine")
+    whole = wk.weight_statistics(named, roles={"x.*": "mine"})
+    for row, role in enumerate(found.names):
+        total = whole.total(role=role)
+        for column in ("numel", "norm_sq", "log_sum", "max_abs", "histogram"):
+            assert torch.equal(getattr(found, column)[row], getattr(total, column)[0])

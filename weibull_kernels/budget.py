@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .columns import Columns
+from .columns import Columns, picked
 from .roles import matching_rows, roles_of
 from .statistics import WeightStatistics
 
@@ -180,7 +180,7 @@ class ForceBudget(Columns):
         """The budget of the given rows alone."""
 
         def pick(value: Array) -> Array:
-            return value[rows] if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
+            return picked(value, rows) if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
 
         return dataclasses.replace(
             self,

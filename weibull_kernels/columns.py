@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .kernels.memory import sent
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +53,13 @@ class Columns:
             {name: np.broadcast_to(values, rows) for name, values in flat.items()}
         )
         return frame
+
+
+def picked(column: Any, rows: Sequence[int]) -> Any:
+    """The entries of a tensor or array at the given rows; nothing waits for a device."""
+    if isinstance(column, Tensor):
+        return column[sent(torch.tensor(rows, dtype=torch.long, device="cpu"), column.device)]
+    return column[rows]
 
 
 def require_pandas() -> ModuleType:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .budget import ForceBudget
+from .columns import picked
 from .dispatch import find_kernel
 from .kernels.interface import Sums
 from .kernels.memory import sent
@@ -96,14 +97,14 @@ def forces(
     budget = on_each_device(
         [row.weight for row in rows],
         lambda places: _forces_on(
-            [rows[i] for i in places], None if steps is None else steps[places], histogram, backend
+            [rows[i] for i in places], None if steps is None else picked(steps, places), histogram, backend
         ),
     )
     return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
 
 
 def on_each_device(weights: Sequence[Tensor], measured: Callable[[list[int]], ForceBudget]) -> ForceBudget:
-    """The budgets of the weights on each device, given by their places, as one in the order of the weights."""
+    """The budgets that `measured` gives of the places of each device, as one in the order of the weights."""
     by_device: dict[torch.device, list[int]] = {}
     for place, weight in enumerate(weights):
         by_device.setdefault(weight.device, []).append(place)

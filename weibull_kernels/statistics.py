@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import open_checkpoint
-from .columns import Columns
+from .columns import Columns, picked
 from .dispatch import find_kernel
 from .kernels.interface import Rows, Sums
 from .kernels.memory import sent
@@ -116,8 +116,8 @@ class WeightStatistics(Columns):
     def select(self, rows: list[int]) -> WeightStatistics:
         """The statistics of the given rows alone."""
         columns = {name: getattr(self, name) for name in STATISTICS}
-        picked: dict[str, Any] = {name: None if c is None else c[rows] for name, c in columns.items()}
-        return dataclasses.replace(self, names=tuple(self.names[row] for row in rows), **picked)
+        chosen: dict[str, Any] = {name: None if c is None else picked(c, rows) for name, c in columns.items()}
+        return dataclasses.replace(self, names=tuple(self.names[row] for row in rows), **chosen)
 
     def total(self, pattern: str = "*", *, role: str | None = None) -> WeightStatistics:
         """One row: the tensors whose name matches, taken together.
@@ -374,7 +374,7 @@ def _measured(batch: list[tuple[str, Tensor]], histogram: bool, backend: str | N
 
 
 def joined_statistics(parts: list[WeightStatistics]) -> WeightStatistics:
-    """The rows of all parts, one after the other, on the first accelerator; of their names and columns alone."""
+    """The rows of all, one after the other, on the first accelerator; their names and columns alone."""
     if len(parts) == 1:
         return parts[0]
     devices = [part.numel.device for part in parts]
