@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import weibull_kernels as wk
 from weibull_kernels import pictures
-from weibull_kernels.records import ParquetSink, force_series, read_records, run_metadata
+from weibull_kernels.records import force_series, read_records, run_metadata
+from weibull_kernels.sinks import ParquetSink
 
 TINY = {
     "steps": 6,

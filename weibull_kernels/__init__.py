@@ -15,6 +15,7 @@ from .gram_pass import checkpoint_gram, extend_gram
 from .ledger import Ledger
 from .measure import forces
 from .meter import Meter, attach
+from .page import write_report
 from .phases import PHASES, RunSummary, find_phases, summarize_run
 from .reconstruction import BRIDGES, ReconstructionErrors, integrate_forces, reconstruction_error
 from .records import read_records, read_run
@@ -89,4 +90,5 @@ __all__ = [
     "top_singular_values",
     "weight_statistics",
     "without_super_weights",
+    "write_report",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from .budget import ForceBudget
+from .drawing import FORCES, MATRICES, VECTORS, per_step, rms, stretches
 from .phases import find_phases, moving_average
 from .records import force_series
 from .report import role_series
 from .roles import TRANSMISSION
 
-# Okabe and Ito's colours, told apart with any colour vision.
-FORCES = {"alignment": "#0072B2", "injection": "#E69F00", "decay": "#D55E00"}
-MATRICES = {
-    "attention_output": "#0072B2",
-    "ffn": "#56B4E9",
-    "qkv": "#009E73",
-    "embedding": "#E69F00",
-    "head": "#D55E00",
-}
-VECTORS = {"norm": "#CC79A7", "bias": "#666666"}
 # Backgrounds that differ in lightness too.
 PHASES = {
     "plateau": "#EFEFEF",
@@ -155,21 +144,6 @@ def draw_roles(axes: Axes, records: pa.Table, colours: dict[str, str]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def per_step(sums: ForceBudget) -> ForceBudget:
-    """The forces of one step in the mean of each record, [T], whatever lies between two records."""
-    steps = np.maximum(sums.steps, 1)  # where nothing moved the forces are 0
-    forces = ("alignment", "injection", "decay", "coupling")
-    return replace(sums, **{force: getattr(sums, force) / steps for force in forces})
-
-
-def rms(series: ForceBudget) -> np.ndarray:
-    """σ after the last step of each record, [T]."""
-    rounding = 0 if series.rounding is None else series.rounding
-    after = series.norm_sq + series.predicted_change + rounding
-    sigma: np.ndarray = np.sqrt(after / series.numel)
-    return sigma
-
-
 def shade_phases(axes: Axes, step: np.ndarray, series: ForceBudget, *, named: bool) -> None:
     """A background for each stretch of one phase; its name above where there is room."""
     # A record is of the steps up to its own.
@@ -186,12 +160,3 @@ def shade_phases(axes: Axes, step: np.ndarray, series: ForceBudget, *, named: bo
             axes.text(s=phase, ha="center", va="bottom", color="#444444", **place)
     if run:
         axes.set_xlim(edges[0], edges[-1])
-
-
-def stretches(edges: np.ndarray, phases: np.ndarray) -> Iterator[tuple[str, float, float]]:
-    """Each stretch of one phase, [T], as (phase, its first edge, its last); the edges are [T + 1]."""
-    changes = np.flatnonzero(phases[1:] != phases[:-1]) + 1
-    starts = np.concatenate(([0], changes))
-    stops = np.concatenate((changes, [len(phases)]))
-    for start, stop in zip(starts, stops, strict=True):
-        yield str(phases[start]), edges[start], edges[stop]

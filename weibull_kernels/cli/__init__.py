@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, fit, recover, scale, spectrum
+from . import doctor, fit, recover, report, scale, spectrum
 
 app = typer.Typer(
     name="weibull-kernels",
@@ -42,6 +42,7 @@ def _options(
 # In the order of --help. The modules are named, so that they are not hidden by their functions.
 app.command()(fit.fit)
 app.command()(recover.recover)
+app.command()(report.report)
 app.command()(scale.scale)
 app.command()(spectrum.spectrum)
 app.command()(doctor.doctor)

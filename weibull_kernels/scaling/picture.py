@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..pictures import MATRICES, STYLE
+from ..drawing import MATRICES
+from ..pictures import STYLE
 from .transfer import TransferCheck
 
 
