@@ -181,3 +181,31 @@ def test_nothing_of_the_copy_is_kept_after_the_step():
     optimizer.step()
     (hooks,) = meter._hooks
     assert hooks.probe._copied == []
+
+
+def test_an_optimizer_that_chooses_its_rates_has_none_in_the_record():
+    class Own(Lion):
+        """It keeps its rate to itself."""
+
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(p.grad, alpha=1e-2)
+
+    model, kept = Net(), Kept()
+    optimizer = Own(model.parameters(), lr=None)
+    wk.attach(optimizer, names=model, sinks=[kept])
+    train(model, optimizer, range(1, 2))
+    ((_, budget, scalars),) = kept.records
+    assert scalars["lr"].isnan().all()
+    assert budget.predicted_change.isfinite().all()
+    assert (budget.injection > 0).all()
+
+
+def test_decay_by_a_rate_that_is_not_told_is_refused():
+    optimizer = Lion(two_groups(Net()), lr=1e-3)
+    optimizer.param_groups[0]["lr"] = None
+    with pytest.raises(ValueError, match=r"lr None and weight_decay 0.1, .* say decoupled=False"):
+        wk.attach(optimizer, decoupled=True)
+    wk.attach(optimizer, decoupled=False)

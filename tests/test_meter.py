@@ -71,6 +71,7 @@ def test_a_ledger_is_drained_and_its_rest_recorded(kept):
         assert_same_forces(found, expected)
         assert torch.equal(found.rounding, expected.rounding)
     assert meter.latest is kept.budgets[-1]
+    assert meter.state_dict() == {"steps": [10]}  # also once it is detached
 
 
 def test_names_come_from_the_model_pairs_or_the_groups(kept):
@@ -225,6 +226,7 @@ def test_detached_nothing_is_left_on_the_optimizer(kept):
     assert "__deepcopy__" not in vars(optimizer)
     train(model, optimizer, range(1, 3))
     assert kept.records == []
+    assert copy.deepcopy(meter) is meter  # it does nothing any more
     with wk.attach(optimizer, sinks=[kept]):  # and it can be attached again
         train(model, optimizer, range(3, 4))
     assert kept.steps == [3]

@@ -7,6 +7,7 @@ import typer
 _OPTIONAL = {
     "pandas": "to_pandas() of every result",
     "matplotlib": "pictures",
+    "plotly": "weibull-kernels report",
     "pytest": "make test",
 }
 

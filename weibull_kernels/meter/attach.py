@@ -19,6 +19,7 @@ from ..shards import is_sharded
 from ..sinks.outbox import Outbox
 from ..tensors import column, require_readable
 from .delivery import Delivery
+from .displacement import rate_of
 from .hooks import StepHooks, is_hooked
 from .labels import Labels
 from .probes import Probe, new_probe, placed_parameters
@@ -135,6 +136,7 @@ class Meter:
         self._hooks: list[StepHooks] = []
         self._read: dict[int, Pending] = {}
         self._copies: list[weakref.ref[Meter]] = []
+        self._ended: tuple[int, ...] = ()  # the steps, once it is detached
         # Where nobody detaches it: at the end of the program, or when the optimizers are gone.
         self._finish = weakref.finalize(self, delivery.finish)
 
@@ -146,7 +148,7 @@ class Meter:
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps of each optimizer, with those that a gradient scaler has skipped since it was attached."""
-        return tuple(hooks.count for hooks in self._hooks)
+        return self._ended or tuple(hooks.count for hooks in self._hooks)
 
     def flush(self) -> None:
         """Hands all that has been measured to the sinks; waits for the device."""
@@ -189,6 +191,8 @@ class Meter:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
         """The meter that copies of the optimizers get; see `_follow`."""
+        if self._ended:
+            return self
         for hooks in self._hooks:
             copy.deepcopy(hooks.optimizer, memo)
         meter: Meter = memo[id(self)]
@@ -216,10 +220,9 @@ class Meter:
     def _take(self, hooks: StepHooks, optimizer: Optimizer, budget: ForceBudget) -> None:
         """Sends what was read on its way; a record is whole when every optimizer has been read."""
         budget, placed = self._labels.on(hooks.place, optimizer, budget)
-        lr, weight_decay = (
-            column((row.group.get(rate, 0.0) for row in placed), budget.alignment.device)
-            for rate in ("lr", "weight_decay")
-        )
+        home = budget.alignment.device
+        lr = column((rate_of(row.group) for row in placed), home)
+        weight_decay = column((row.group.get("weight_decay", 0.0) for row in placed), home)
         if hooks.place in self._read:  # of the others some did not step
             self._close()
         self._read[hooks.place] = Pending(Reading.of(budget, lr, weight_decay), hooks.count)
@@ -256,7 +259,7 @@ class Meter:
         for twin in self._copies:
             if (meter := twin()) is not None:
                 meter._detach(rest=rest)
-        hooked, self._hooks = self._hooks, []
+        self._ended, (hooked, self._hooks) = self.steps, (self._hooks, [])
         for hooks in hooked:
             hooks.remove()
         if rest:

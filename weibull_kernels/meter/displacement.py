@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,12 +100,27 @@ def lost_to_decay(groups: Sequence[Mapping[str, Any]], decoupled: bool, device: 
     """1 − c = ηω by the param group of each row, float64 [P]; 0 where decay is not decoupled.
 
     A group that says `decoupled_weight_decay` itself is taken at its word.
+
+    Raises:
+        ValueError: a group decays by a rate that it does not tell.
     """
-    decays = (
+    decays = [
         group.get("weight_decay", 0.0) if group.get("decoupled_weight_decay", decoupled) else 0.0
         for group in groups
-    )
-    return column((group["lr"] for group in groups), device) * column(decays, device)
+    ]
+    for group, decay in zip(groups, decays, strict=True):
+        if group.get("lr") is None and decay:
+            raise ValueError(
+                f"a param group has lr {group.get('lr')!r} and weight_decay {decay!r}, so what a step decays "
+                "is not known; set its lr, or say decoupled=False to have decay counted with the update"
+            )
+    return column(map(rate_of, groups), device).nan_to_num() * column(decays, device)
+
+
+def rate_of(group: Mapping[str, Any]) -> float | Tensor:
+    """The lr of a param group; NaN where it has none, as where an optimizer chooses its own."""
+    rate: float | Tensor | None = group.get("lr")
+    return math.nan if rate is None else rate
 
 
 def decays_decoupled(optimizer: torch.optim.Optimizer) -> bool:

@@ -142,6 +142,7 @@ def new_probe(
         return MomentsProbe(histogram=histogram, backend=backend)
     if decoupled is None:
         decoupled = decays_decoupled(optimizer)
+    lost_to_decay(optimizer.param_groups, decoupled, torch.device("cpu"))  # or say now why it cannot be told
     return DisplacementProbe(histogram=histogram, backend=backend, decoupled=decoupled)
 
 

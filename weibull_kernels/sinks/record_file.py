@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ..budget import Array, ForceBudget
-from ..processes import this_process
+from ..processes import launched_as_another, this_process
 from ..records import (
     COLUMNS,
     described,
@@ -56,7 +56,7 @@ class RecordFile(ABC):
         self._journal = Journal(self._growing(self.path))
         # A script makes its sink on every process of a job, and the first of them is the one that writes:
         # of the others the file is left alone unless they are written to.
-        if this_process()[0] == 0:
+        if this_process()[0] == 0 and not launched_as_another():
             self._open()
         # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
         self._finish = weakref.finalize(self, _finish, self._journal, type(self), self.path, os.getpid())

@@ -1,0 +1,1 @@
+"""`wk.attach` as a callback of training frameworks: `adapters.transformers`, `adapters.lightning`."""
