@@ -51,7 +51,7 @@ def as_sink(thing: Any) -> Sink:
     if isinstance(thing, Console):
         return ConsoleSink(thing)
     if callable(getattr(thing, "write", None)) and callable(getattr(thing, "close", None)):
-        _require(thing.write, thing, "write(step, budget, **scalars)", 0, None, lr=0.0)
+        _require(thing.write, thing, "write(step, budget, **scalars)", 0, None, lr=0.0, weight_decay=0.0)
         sink: Sink = thing
         return sink
     called = getattr(thing, "__name__", type(thing).__name__)
