@@ -220,9 +220,11 @@ def stages() -> list[tuple[wk.ForceBudget, int]]:
 
 
 def steps_beside_torch(mode: str, dtype: torch.dtype, settings: dict[str, Any]) -> dict[str, Any]:
-    """30 steps of wk.AdamW and of torch's fused one on the same gradients: weights and states of both."""
+    """30 steps of wk.AdamW and of torch's on the same gradients: weights and states of both."""
     world = dist.get_world_size()
-    theirs = Training(MODES[mode](Model(dtype), world), torch.optim.AdamW, fused=True, **settings)
+    # Torch's fused step does not take plain and sharded parameters together.
+    form = {"foreach": False} if mode.startswith("tp") else {"fused": True}
+    theirs = Training(MODES[mode](Model(dtype), world), torch.optim.AdamW, **form, **settings)
     ours = Training(MODES[mode](Model(dtype), world), wk.AdamW, **settings)
     for _ in theirs.steps(30):
         for p, q in zip(theirs.parameters, ours.parameters, strict=True):

@@ -42,8 +42,9 @@ def forces(
 
     Parameters that torch has sharded (DTensor: FSDP2, HSDP, tensor parallelism and any of them together) are
     measured as a whole, and every process gets the same budget. It is then a collective call: every process
-    of the job must make it, right after the same step. It takes one all-reduce for each device mesh
-    that parameters are sharded over; those that are no DTensors, as under DDP, are measured where they are.
+    of the mesh must make it, right after the same step. It takes one all-reduce for each device mesh that
+    parameters are sharded over (within a pipeline stage, for each dimension of it); those that are no
+    DTensors, as under DDP, are measured where they are.
 
     Inside a function that torch compiles it runs uncompiled. A compiled `optimizer.step` rounds
     the bias corrections to float32 and does not say so: 1e-5 of the budget in the first steps.

@@ -230,8 +230,8 @@ def require_no_own_shards(optimizer: Any) -> None:
     kind = _kind(optimizer)
     if kind.startswith(_OWN_SHARDS):
         raise TypeError(
-            f"{kind} divides parameters or their state among processes: give its shards to wk.forces_from, or "
-            "shard with torch.distributed.fsdp.fully_shard and step with torch.optim.AdamW"
+            f"{kind} divides parameters or their state among processes: give its shards to wk.forces_from, "
+            "or shard with torch.distributed.fsdp.fully_shard and step with torch.optim.AdamW"
         )
 
 

@@ -44,9 +44,9 @@ def over_shards(weights: Sequence[Tensor], columns: Tensor, *, maxima: Sequence[
     """Columns of the local shards of P tensors, added up over all shards: those of the whole tensors.
 
     A collective call where tensors are sharded, without waiting for a GPU: every process of their mesh must
-    make it, with the tensors in the same order. Each mesh takes one all-reduce, whose result is the same bits
-    on every rank. Replicas are counted once, and counts are exact up to 2⁵³. Plain tensors take none and
-    stay as they are.
+    make it, with the tensors in the same order. Each mesh takes one all-reduce, or one for each dimension of
+    a mesh of several that is only a part of the job; the result is the same bits on every rank. Replicas are
+    counted once, and counts are exact up to 2⁵³. Plain tensors take none and stay as they are.
 
     Args:
         weights: P tensors, sharded or plain; see `require_readable`.

@@ -18,8 +18,9 @@ from .kernels.interface import Rows, Sums
 from .kernels.memory import sent
 from .optimizers import names_in
 from .roles import in_order, matching_rows, roles_of
+from .shards import local_of, sums_over_shards
 from .stored_tensors import PathLike, StoredTensor, tied
-from .tensors import require_plain
+from .tensors import require_readable
 
 Named = Iterable[tuple[str, Tensor]]
 Source = torch.nn.Module | Mapping[str, Tensor] | Named | PathLike
@@ -173,6 +174,9 @@ def weight_statistics(
     Of a file or folder no more than 8 MB are in memory at a time, whatever its size, beside a
     histogram of 130 kB for every tensor. What is not floating point (token ids, masks) and what is
     tied to a tensor before it has no row and is named in `left_out`.
+
+    Of tensors that torch has sharded (DTensor) the statistics are those of the whole, on every process: a
+    collective call then, as `wk.forces` is, with one all-reduce a mesh.
 
     Args:
         source: a module, for its parameters under the names they have in `wk.forces`; a mapping
@@ -343,7 +347,7 @@ def _require_tensor(name: Any, tensor: Any) -> None:
 def _is_weight(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is floating point; raises if it is, or stands for such, and cannot be read."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
-        require_plain(name, tensor)
+        require_readable(name, tensor)
         return True
     return False
 
@@ -362,9 +366,11 @@ def _measured(batch: list[tuple[str, Tensor]], histogram: bool, backend: str | N
         nothing = [None] * len(index)
         ones = torch.ones(len(index), dtype=torch.float64, device=device)
         weights = [batch[i][1] for i in index]
+        here = [local_of(weight) for weight in weights]
         sums = find_kernel("sums", backend, device)(
-            Rows(weights, nothing, nothing, ones, ones, ones), with_histogram=histogram
+            Rows(here, nothing, nothing, ones, ones, ones), with_histogram=histogram
         )
+        sums = sums_over_shards(weights, sums)
         numel = sent(torch.tensor([weight.numel() for weight in weights], device="cpu"), device)
         parts.append(WeightStatistics.from_sums(tuple(batch[i][0] for i in index), numel, sums))
     if len(parts) == 1:

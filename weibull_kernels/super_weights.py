@@ -12,6 +12,7 @@ from .budget import ForceBudget
 from .kernels.reference import update
 from .measure import forces
 from .optimizers import LearningRate, Row, read_optimizer, with_columns
+from .tensors import require_plain
 
 # Entries looked at a time: the products are float64 and must not need the memory of a tensor.
 _CHUNK = 1 << 22
@@ -60,8 +61,10 @@ def without_super_weights(
         raise ValueError(f"fraction must be from 0 to 1, got {fraction!r}")
     if over not in ("tensor", "all"):
         raise ValueError(f"over must be 'tensor' or 'all', got {over!r}")
-    budget = forces(optimizer, model, lr=lr)
     rows = read_optimizer(optimizer, model, lr)
+    for row in rows:
+        require_plain(row.name, row.weight)  # of shards the largest products would have to be compared
+    budget = forces(optimizer, model, lr=lr)
     sizes = [0 if row.exp_avg is None else row.weight.numel() for row in rows]
     if over == "tensor":
         largest = [_Largest(round(fraction * size)) for size in sizes]
