@@ -89,7 +89,10 @@ def on_host(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 class Transfer:
-    """Columns by name on their way to the host, in one copy from each device that nothing waits for."""
+    """Columns by name on their way to the host, in one copy from each device that nothing waits for.
+
+    What is on the host already is not copied.
+    """
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
         self._here: dict[str, Tensor] = {}
@@ -97,11 +100,16 @@ class Transfer:
         for name, column in columns.items():
             column = column.detach()
             if column.device.type == "cpu":
-                self._here[name] = column.clone()
+                self._here[name] = column
             else:
                 by_device.setdefault(column.device, {})[name] = column
         self._parcels = [_Parcel(there) for there in by_device.values()]
         self._names = tuple(columns)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether all of them were on the host already."""
+        return not self._parcels
 
     def ready(self) -> bool:
         """Whether all of them have arrived."""

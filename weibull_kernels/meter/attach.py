@@ -219,10 +219,11 @@ class Meter:
 
     def _take(self, hooks: StepHooks, optimizer: Optimizer, budget: ForceBudget) -> None:
         """Sends what was read on its way; a record is whole when every optimizer has been read."""
-        budget, placed = self._labels.on(hooks.place, optimizer, budget)
+        budget, groups = self._labels.on(hooks.place, optimizer, budget)
         home = budget.alignment.device
-        lr = column((rate_of(row.group) for row in placed), home)
-        weight_decay = column((row.group.get("weight_decay", 0.0) for row in placed), home)
+        rates = [rate_of(group) for group in optimizer.param_groups]
+        decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+        lr, weight_decay = (column((by_group[i] for i in groups), home) for by_group in (rates, decays))
         if hooks.place in self._read:  # of the others some did not step
             self._close()
         self._read[hooks.place] = Pending(Reading.of(budget, lr, weight_decay), hooks.count)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Labels:
         self._several = len(optimizers) > 1
         self._patterns = (only,) if isinstance(only, str) else tuple(only)
         self._roles = roles
-        self._latest: tuple[tuple[int, list[int]], tuple[str, ...], list[int]] | None = None
+        self._latest: tuple[tuple[int, list[list[int]]], _Labels] | None = None
         placed = [list(placed_parameters(one)) for one in optimizers]
         found = [name for place, rows in enumerate(placed) for name in self._names_of(place, rows)]
         unknown = [row for rows in placed for row in rows if row.tensor not in self._names]
@@ -63,15 +64,14 @@ class Labels:
 
     def on(
         self, place: int, optimizer: torch.optim.Optimizer, budget: ForceBudget
-    ) -> tuple[ForceBudget, list[PlacedParameter]]:
-        """The budget of the optimizer at a place with its names, of the rows to keep, and whose they are."""
-        placed = list(placed_parameters(optimizer))
-        names, rows = self._labelled(place, placed)
-        weights = None if budget.weights is None else dataclasses.replace(budget.weights, names=names)
-        named = dataclasses.replace(budget, names=names, weights=weights, role_overrides=self._roles)
-        if len(rows) == len(names):
-            return named, placed
-        return named.select(rows), [placed[row] for row in rows]
+    ) -> tuple[ForceBudget, tuple[int, ...]]:
+        """The budget of the optimizer at a place with its names, of the rows to keep, and their groups."""
+        labels = self._labels_of(place, optimizer)
+        weights = None if budget.weights is None else dataclasses.replace(budget.weights, names=labels.names)
+        named = dataclasses.replace(budget, names=labels.names, weights=weights, role_overrides=self._roles)
+        if len(labels.rows) == len(labels.names):
+            return named, labels.groups
+        return named.select(labels.rows), tuple(labels.groups[row] for row in labels.rows)
 
     def follow(self, place: int, optimizer: torch.optim.Optimizer, twin: torch.optim.Optimizer) -> None:
         """Gives the parameters of a copy of the optimizer at a place the names of the original's."""
@@ -83,14 +83,15 @@ class Labels:
     def _kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
-    def _labelled(self, place: int, placed: Sequence[PlacedParameter]) -> tuple[tuple[str, ...], list[int]]:
-        """The names, and the rows to keep; worked out again when there are other parameters."""
-        identities = [id(row.tensor) for row in placed]
+    def _labels_of(self, place: int, optimizer: torch.optim.Optimizer) -> _Labels:
+        """They are worked out again when there are other parameters."""
+        identities = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
         if self._latest is None or self._latest[0] != (place, identities):
+            placed = list(placed_parameters(optimizer))
             names = self._names_of(place, placed)
-            kept = [row for row, name in enumerate(names) if self._kept(name)]
-            self._latest = (place, identities), names, kept
-        return self._latest[1:]
+            rows = [row for row, name in enumerate(names) if self._kept(name)]
+            self._latest = (place, identities), _Labels(names, rows, tuple(row.group_index for row in placed))
+        return self._latest[1]
 
     def _names_of(self, place: int, placed: Sequence[PlacedParameter]) -> tuple[str, ...]:
         if self._given and any(row.tensor not in self._names for row in placed):
@@ -106,6 +107,14 @@ class Labels:
     def _look_again(self) -> None:
         if self._source is not None:
             self._names.update(_by_tensor(self._source))
+
+
+class _Labels(NamedTuple):
+    """Of the parameters of an optimizer: names and param groups, and the rows to keep."""
+
+    names: tuple[str, ...]
+    rows: list[int]
+    groups: tuple[int, ...]
 
 
 def _by_tensor(names: Named) -> WeakIdKeyDictionary:

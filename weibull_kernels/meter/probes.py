@@ -23,6 +23,7 @@ class PlacedParameter(NamedTuple):
     name: str | None
     place: str
     tensor: Tensor
+    group_index: int
     group: Mapping[str, Any]
 
 
@@ -35,7 +36,7 @@ def placed_parameters(optimizer: torch.optim.Optimizer) -> Iterator[PlacedParame
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 name = None if named is None else str(named[position])
-                yield PlacedParameter(name, f"{index}.{position}", parameter, group)
+                yield PlacedParameter(name, f"{index}.{position}", parameter, index, group)
 
 
 class Probe:

@@ -68,6 +68,8 @@ class Pending:
 
     def arrived(self) -> Reading:
         """The reading on the host; waits for the device."""
+        if self._transfer.nothing:
+            return self._reading
         columns = {name: torch.from_numpy(column) for name, column in self._transfer.wait().items()}
         arrived: Reading = _with_tensors(self._reading, columns)
         return arrived
@@ -77,7 +79,11 @@ def record_of(parts: Sequence[Pending]) -> Record:
     """The readings of several optimizers, or of one, as one record; waits for the device."""
     arrived = [part.arrived() for part in parts]
     budget = _joined([part.budget for part in arrived])
-    scalars = {name: torch.cat([getattr(part, name) for part in arrived]) for name in ("lr", "weight_decay")}
+    rates = ("lr", "weight_decay")
+    if len(arrived) == 1:
+        scalars = {name: getattr(arrived[0], name) for name in rates}
+    else:
+        scalars = {name: torch.cat([getattr(part, name) for part in arrived]) for name in rates}
     by_role = [part.by_role for part in arrived if part.by_role is not None]
     if by_role:
         roles = {role: role for part in by_role for role in part.names}

@@ -34,6 +34,8 @@ class Bookings:
             return again
         # Only ledgers know rounding. What they have drained covers other steps, even after a rollback.
         instant: np.ndarray = np.isnan(rows["rounding"]) if "rounding" in rows else ~again
+        if not instant.any():
+            return instant
         written = [self._counts.get(row) == count for row, count in _counts(rows).items()]
         instant &= np.array(written, dtype=bool)
         return instant

@@ -163,7 +163,9 @@ class RecordFile(ABC):
             before, whose = self._earlier.schema, "earlier records"
         else:
             return types
-        known = {field.name: field.type for field in before if field.name not in COLUMNS}
+        known = {field.name: field.type for field in list(before)[len(COLUMNS) :]}
+        if known == types:
+            return known
         if strange := set(types) ^ set(known):
             raise ValueError(
                 f"every write must have the scalars of the {whose}; {sorted(strange)} are in only one of them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,12 +44,19 @@ def record_rows(step: int, budget: ForceBudget, scalars: Mapping[str, Array]) ->
         "step": np.full(rows, step),
         "name": names,
         "role": roles_of(names, budget.role_overrides),
-        **{name: np.broadcast_to(column.reshape(-1), rows) for name, column in known.items()},
+        **{name: _for_each(column, rows) for name, column in known.items()},
     }
+
+
+def _for_each(column: np.ndarray, rows: int) -> np.ndarray:
+    # broadcast_to costs more than all the rest that is done with a column.
+    return column.reshape(-1) if column.size == rows else np.broadcast_to(column.reshape(-1), rows)
 
 
 def take_out(rows: dict[str, Any], again: np.ndarray) -> None:
     """Take the force out of the rows that were written before."""
+    if not again.any():
+        return
     for column in (*FORCES, "rounding", "steps"):
         if column in rows:
             rows[column] = np.where(again, 0, rows[column])
@@ -60,6 +68,14 @@ def as_batch(rows: Mapping[str, Any], schema: pa.Schema) -> pa.RecordBatch:
     count = len(rows["name"])
 
     def array(column: Any, kind: pa.DataType) -> pa.Array:
-        return pa.nulls(count, kind) if column is None else pa.array(column, kind)
+        if column is None:
+            return pa.nulls(count, kind)
+        return _texts(column) if isinstance(column, tuple) else pa.array(column, kind)
 
     return pa.record_batch([array(rows.get(field.name), field.type) for field in schema], schema=schema)
+
+
+@functools.lru_cache(maxsize=64)
+def _texts(column: tuple[str, ...]) -> pa.Array:
+    """Names and roles, the same in every record of a run."""
+    return pa.array(column, pa.string())
