@@ -334,3 +334,25 @@ def test_a_closure_is_called_once(kept):
     optimizer.step(closure)
     assert calls == [1]
     assert kept.steps == [1]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the compiler's own
+@pytest.mark.parametrize("kind", ["foreach", "wk", "sgd"])
+def test_a_compiled_step_is_measured_as_any_other(kind):
+    """The hooks run uncompiled, and nothing is compiled anew at every step."""
+    records = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, kept = Net(), Kept()
+        optimizer = OPTIMIZERS[kind](model)
+        with wk.attach(optimizer, every=2, sinks=[kept]):
+            step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+            for number in range(1, 7):
+                optimizer.zero_grad()
+                backward(model, number)
+                step()
+        records.append(kept)
+    assert records[0].steps == records[1].steps == [2, 4, 6]
+    for found, expected in zip(records[1].budgets, records[0].budgets, strict=True):
+        # A compiled step rounds the bias corrections to float32.
+        assert_same_forces(found, expected, rtol=1e-3)

@@ -89,16 +89,17 @@ class Ledger:
         forces: dict[str, Any] = {
             name: columns[name] for name in ("alignment", "injection", "decay", "coupling")
         }
-        statistics: dict[str, Any] = {name: columns[name] for name in _STATISTICS}
-        for count in ("zero_count", "non_finite_count"):
-            statistics[count] = statistics[count].long()
+        whole = dict(zip(LEDGER_COLUMNS, rows.long().unbind(1), strict=True))
+        statistics: dict[str, Any] = {
+            name: (whole if name.endswith("_count") else columns)[name] for name in _STATISTICS
+        }
         return ForceBudget(
             **forces,
             rounding=columns["change"] - sum(forces.values()),
             norm_sq=columns["norm_sq_start"],
             numel=numel,
-            steps=columns["steps"].long(),
-            step=columns["step"].long(),
+            steps=whole["steps"],
+            step=whole["step"],
             names=names,
             weights=WeightStatistics(names=names, numel=numel, histogram=counted, **statistics),
         )

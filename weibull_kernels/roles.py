@@ -88,7 +88,15 @@ def _built_in_role(name: str) -> str:
 
 def roles_of(names: Iterable[str], overrides: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """`role_of` each name."""
+    if not overrides:
+        return _built_in_roles(tuple(names))
     return tuple(role_of(name, overrides) for name in names)
+
+
+@functools.lru_cache(maxsize=64)
+def _built_in_roles(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the tensors of a model, which every record asks for."""
+    return tuple(map(_built_in_role, names))
 
 
 def in_order(roles: Iterable[str]) -> list[str]:

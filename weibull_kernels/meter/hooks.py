@@ -83,23 +83,31 @@ class StepHooks:
         if (optimizer := self.optimizer) is not None:
             vars(optimizer).pop("__deepcopy__", None)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # the public form would load the compiler
-    @torch.no_grad()
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        (self._begin_uncompiled if torch.compiler.is_compiling() else self._begin)(optimizer)
+
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        (self._end_uncompiled if torch.compiler.is_compiling() else self._end)(optimizer)
+
+    def _begin(self, optimizer: Optimizer) -> None:
         with self._watched():
             self._on_step()
             self._due = (self.count + 1) % self.every == 0
             if self._due:
-                self.probe.before(optimizer)
+                with torch.no_grad():
+                    self.probe.before(optimizer)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    @torch.no_grad()
-    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+    def _end(self, optimizer: Optimizer) -> None:
         self.count += 1
         if self._due:
             self._due = False
-            with self._watched():
+            with self._watched(), torch.no_grad():
                 self._on_read(self, optimizer, self.probe.after(optimizer, self.count))
+
+    # Where torch compiles the step. Not everywhere, since it costs the steps that are not due most of what
+    # they pay; and not in the public form, which would load the compiler.
+    _begin_uncompiled = torch._disable_dynamo(_begin)  # type: ignore[attr-defined]
+    _end_uncompiled = torch._disable_dynamo(_end)  # type: ignore[attr-defined]
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

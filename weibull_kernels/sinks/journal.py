@@ -20,26 +20,30 @@ class Journal:
         self.path = path
         self._file: int | None = None
         self._size = 0
+        self._torn = False  # whether bytes of a write that failed may be left
 
     def begin(self, content: Iterable[bytes]) -> None:
         """Put new content in place of the file, at once: until it is whole, the file is the old one."""
         size = _put_in_place(self.path, content)
         file = os.open(self.path, os.O_RDWR)
+        os.lseek(file, size, os.SEEK_SET)
         self._release()
-        self._file, self._size = file, size
+        self._file, self._size, self._torn = file, size, False
 
     def append(self, record: bytes) -> None:
         """Write a record after what there is, or leave the file as it was."""
         assert self._file is not None, "begin() comes first"
         try:
-            # A write that failed may have failed to cut the file as well.
-            os.ftruncate(self._file, self._size)
-            os.lseek(self._file, self._size, os.SEEK_SET)
+            if self._torn:
+                os.ftruncate(self._file, self._size)
+                os.lseek(self._file, self._size, os.SEEK_SET)
+            self._torn = True
             _write_all(self._file, record)
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
             raise
+        self._torn = False
         self._size += len(record)
 
     def close(self) -> bool:
