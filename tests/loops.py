@@ -105,8 +105,10 @@ def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [*found, torch.get_rng_state()]
 
 
-def assert_same_forces(found: wk.ForceBudget, expected: wk.ForceBudget, rtol: float = 0.0) -> None:
+def assert_same_forces(
+    found: wk.ForceBudget, expected: wk.ForceBudget, rtol: float = 0.0, atol: float = 0.0
+) -> None:
     """Row for row, by name; to the bit unless a tolerance is given."""
     assert found.names == expected.names
     for column in ("alignment", "injection", "decay", "coupling", "norm_sq", "steps", "step", "numel"):
-        torch.testing.assert_close(getattr(found, column), getattr(expected, column), rtol=rtol, atol=0.0)
+        torch.testing.assert_close(getattr(found, column), getattr(expected, column), rtol=rtol, atol=atol)

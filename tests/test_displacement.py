@@ -106,8 +106,10 @@ def test_adamw_by_displacement_is_adamw_by_its_moments():
         torch.manual_seed(0)
         model, kept = Net(torch.float64), Kept()
         optimizer = kind(two_groups(model), lr=1e-2)
-        wk.attach(optimizer, sinks=[kept])
+        meter = wk.attach(optimizer, sinks=[kept])
         train(model, optimizer, range(1, 6))
+        assert kept.steps == [1, 2, 3, 4, 5]  # although torch hooks the step of the parent class too
+        assert meter.steps == (5,)
         records.append(kept.budgets)
     for known, displaced in zip(*records, strict=True):
         for column in ("alignment", "injection", "decay", "coupling"):

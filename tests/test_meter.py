@@ -186,24 +186,30 @@ def test_unnamed_parameters_of_several_optimizers_are_told_apart(kept):
     assert kept.budgets[0].names == ("0.0.0", "1.0.0")
 
 
-def test_a_meter_lets_go_of_optimizer_and_sinks():
+@pytest.mark.parametrize("kind", ["loop", "wk", "sgd"])
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_meter_lets_go_of_model_optimizer_and_sinks(kind, detached):
     """Nothing waits for the garbage collector, and a record file is completed once nobody holds its sink."""
     model = Net()
-    optimizer = OPTIMIZERS["loop"](model)
+    optimizer = OPTIMIZERS[kind](model)
     sink = Kept()
-    gone = [weakref.ref(optimizer), weakref.ref(sink)]
+    gone = {"sink": weakref.ref(sink), "optimizer": weakref.ref(optimizer), "model": weakref.ref(model)}
+    gc.collect()
     gc.disable()
     try:
-        meter = wk.attach(optimizer, sinks=[sink])
+        meter = wk.attach(optimizer, names=model, sinks=[sink])
         train(model, optimizer, range(1, 3))
         del sink
-        meter.detach()
-        assert gone[1]() is None
-        del optimizer
-        assert gone[0]() is None
+        if detached:
+            meter.detach()
+            assert gone["sink"]() is None
+            assert meter.latest is not None
+        else:
+            del meter
+        del optimizer, model
+        assert {name for name, ref in gone.items() if ref() is not None} == set()
     finally:
         gc.enable()
-    assert meter.latest is not None
 
 
 def test_a_meter_that_nobody_keeps_lives_with_the_optimizer(kept):

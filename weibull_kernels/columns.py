@@ -155,5 +155,6 @@ def _begin_copy(packed: Tensor) -> tuple[Tensor, torch.Event]:
     here = torch.empty(len(packed), dtype=torch.uint8, device="cpu", pin_memory=True)
     here.copy_(packed, non_blocking=True)
     left = torch.Event(packed.device)
-    left.record()
+    # Named, since the device of the columns need not be the current one.
+    left.record(torch.accelerator.current_stream(packed.device))
     return here, left

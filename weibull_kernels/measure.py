@@ -94,14 +94,24 @@ def forces(
             "its rows have other names, or no step"
         )
 
-    steps = None if since is None else since.step
-    budget = on_each_device(
+    standing = None if since is None else since.step
+    budget = forces_of(rows, standing, histogram=histogram, backend=backend)
+    return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
+
+
+def forces_of(
+    rows: Sequence[Row], standing: Tensor | None, *, histogram: bool = False, backend: str | None = None
+) -> ForceBudget:
+    """The budget of the last step of an optimizer's rows, of those whose count is not `standing`, [P]."""
+    return on_each_device(
         [row.weight for row in rows],
         lambda places: _forces_on(
-            [rows[i] for i in places], None if steps is None else picked(steps, places), histogram, backend
+            [rows[i] for i in places],
+            None if standing is None else picked(standing, places),
+            histogram,
+            backend,
         ),
     )
-    return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
 
 
 def on_each_device(weights: Sequence[Tensor], measured: Callable[[list[int]], ForceBudget]) -> ForceBudget:

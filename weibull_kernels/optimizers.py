@@ -296,9 +296,9 @@ def settings_of(
     group: dict[str, Any], rate: float | Tensor | None = None, *, by_torch: bool = True
 ) -> Settings:
     """What a param group is set to, with `rate` in place of its lr if given."""
-    beta1, beta2 = (_scalar(beta) for beta in group["betas"])
+    beta1, beta2 = (scalar(beta) for beta in group["betas"])
     return Settings(
-        lr=_scalar(group["lr"] if rate is None else rate),
+        lr=scalar(group["lr"] if rate is None else rate),
         weight_decay=float(group["weight_decay"]),
         beta1=beta1,
         beta2=beta2,
@@ -325,7 +325,7 @@ def _row(
     return Row(name, parameter, state["exp_avg"], exp_avg_sq, state["step"], settings)
 
 
-def _scalar(value: float | Tensor) -> float | Tensor:
+def scalar(value: float | Tensor) -> float | Tensor:
     """A number, or a one-entry tensor as 0-dim: reading its value would wait for the device."""
     return value.detach().reshape(()) if isinstance(value, Tensor) else float(value)
 

@@ -141,6 +141,8 @@ class WeightStatistics(Columns):
     def by_role(self) -> WeightStatistics:
         """A row for each role that occurs, in the order of `ROLES`: its tensors taken together."""
         roles = in_order(self.roles)
+        if not roles:
+            return self
         joined = joined_statistics([self.total(role=role) for role in roles])
         return dataclasses.replace(joined, role_overrides={role: role for role in roles})
 

@@ -74,7 +74,7 @@ class ForcesCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps there were; a checkpoint may be saved after `fit` as well."""
-        if self.meter is None or not self.meter.steps:  # it was detached, or has failed
+        if self.meter is None or not self.meter.attached:  # it counts no more
             return self._counted
         return self.meter.state_dict()
 

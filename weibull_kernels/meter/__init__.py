@@ -1,5 +1,6 @@
-"""A meter in a training loop: attach → hooks → probes → readings → delivery → sinks."""
+"""A meter in a training loop: attach → meter → hooks → probes → readings → delivery → sinks."""
 
-from .attach import Meter, attach
+from .attach import attach
+from .meter import Meter
 
 __all__ = ["Meter", "attach"]

@@ -1,35 +1,27 @@
-"""A meter in a training loop: hooks the steps of an optimizer and hands their force budgets to sinks."""
+"""One line in a training loop: `attach` checks what it is given and puts a meter on the optimizer."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..budget import ForceBudget
 from ..dispatch import find_kernel
 from ..names import Named
-from ..optimizers import parameters_of, require_no_own_shards
+from ..optimizers import require_no_own_shards
 from ..processes import this_process
-from ..shards import is_sharded
 from ..sinks.outbox import Outbox
-from ..tensors import column, require_readable
+from ..tensors import require_readable
 from .delivery import Delivery
-from .displacement import rate_of
-from .hooks import StepHooks, is_hooked
+from .hooks import is_hooked
 from .labels import Labels
-from .probes import Probe, new_probe, placed_parameters
-from .readings import Pending, Reading
+from .meter import Meter
+from .probes import new_probe, placed_parameters
 
 Optimizer = torch.optim.Optimizer
 
 STATISTICS = ("moments", "weibull")
-
-_log = logging.getLogger("weibull_kernels")
 
 
 def attach(
@@ -45,14 +37,15 @@ def attach(
     rank: int | None = 0,
     backend: str | None = None,
 ) -> Meter:
-    """Measures every so-manieth step of an optimizer from now on and writes the budgets to sinks.
+    """Measures every so-manieth step of an optimizer and writes the budgets to sinks.
 
     The meter hooks `optimizer.step()`, so that it reads the rates that the step used, before a
     scheduler moves on, and nothing else in the loop changes: weights, moments and random state are the
     same bits with and without it. What it measures depends on the optimizer:
 
         `wk.AdamW`               its ledger: every record is the exact sum over all steps since the
-                                 one before, and the steps in between cost nothing more
+                                 one before (the first: since the ledger was last drained), and the
+                                 steps in between cost nothing more
         `torch.optim.AdamW`, `Adam`  `wk.forces` of the one step that is due
         any other (Muon, Lion, SGD, …)  the displacement of the weights in the one step that is due,
                                  for which they are copied: η·u = c·w − w⁺
@@ -62,9 +55,10 @@ def attach(
     the training; it is reported once by the logger "weibull_kernels", and what it missed is written when it
     works again. Should measuring itself fail, that is logged and the meter stops.
 
-    Steps that a gradient scaler skips, and tensors without a gradient, are not booked. A meter goes where
-    the optimizer goes: a `deepcopy` of the optimizer is measured too, into the same sinks, and parameter
-    groups that are added later are measured from then on.
+    Steps that a gradient scaler skips, and tensors without a gradient, are not booked. Parameter groups that
+    are added later are measured from then on. So is a `deepcopy` of the optimizer, which goes on in the
+    same sinks from the last record; where both are trained, steps that the sinks have already are left
+    out, and the logger says so.
 
     In a distributed job call it on every rank. Sharded parameters (DTensor: FSDP2, HSDP, tensor parallel)
     are measured as a whole: a record takes one all-reduce per device mesh; replicated ones (DDP) take none.
@@ -117,166 +111,13 @@ def attach(
     optimizers = [_inner(one) for one in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
     _require_measurable(optimizers, backend)
     labels = Labels(optimizers, names, only, roles)
+    histogram = statistics == "weibull"
+    # All of them first: where one cannot be measured none is hooked.
+    probes = [new_probe(one, histogram=histogram, decoupled=decoupled, backend=backend) for one in optimizers]
     meter = Meter(labels, every, Delivery(Outbox(sinks if _writes_here(rank) else ())))
-    for one in optimizers:
-        histogram = statistics == "weibull"
-        meter.hook(one, new_probe(one, histogram=histogram, decoupled=decoupled, backend=backend))
+    for one, probe in zip(optimizers, probes, strict=True):
+        meter.hook(one, probe)
     return meter
-
-
-class Meter:
-    """Measures the steps of the optimizers it is attached to; `attach` makes it.
-
-    Leaving a `with` block, or `detach()`, records what is left and takes the hooks off. It need not be
-    kept: the optimizers keep it, and at the end of the program what has been measured is handed on.
-    """
-
-    def __init__(self, labels: Labels, every: int, delivery: Delivery) -> None:
-        self._labels, self._every, self._delivery = labels, every, delivery
-        self._hooks: list[StepHooks] = []
-        self._read: dict[int, Pending] = {}
-        self._copies: list[weakref.ref[Meter]] = []
-        self._ended: tuple[int, ...] = ()  # the steps, once it is detached
-        # Where nobody detaches it: at the end of the program, or when the optimizers are gone.
-        self._finish = weakref.finalize(self, delivery.finish)
-
-    @property
-    def latest(self) -> ForceBudget | None:
-        """The budget of the last record, on the host; None before the first."""
-        return self._delivery.latest
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps of each optimizer, with those that a gradient scaler has skipped since it was attached."""
-        return self._ended or tuple(hooks.count for hooks in self._hooks)
-
-    def flush(self) -> None:
-        """Hands all that has been measured to the sinks; waits for the device."""
-        self._close()
-        self._delivery.finish()
-
-    def detach(self) -> None:
-        """Records the steps that a ledger has booked since the last record, and takes all hooks off.
-
-        Waits for the device. Where parameters are sharded every process must call it. Sinks are not closed
-        but let go: a record file that nobody else holds is completed. The second time it does nothing.
-        """
-        self._detach(rest=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many steps there were, which not every optimizer counts itself (SGD, Muon, Lion)."""
-        return {"steps": list(self.steps)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on counting where the saved meter was; after the optimizers have loaded their states.
-
-        Raises:
-            ValueError: it is not the state of a meter of as many optimizers.
-        """
-        steps = state_dict.get("steps")
-        if not isinstance(steps, (list, tuple)) or len(steps) != len(self._hooks):
-            raise ValueError(
-                f"expected the state of a meter of {len(self._hooks)} optimizers, {{'steps': [...]}}, got "
-                f"{dict(state_dict)!r}"
-            )
-        for hooks, count in zip(self._hooks, steps, strict=True):
-            hooks.count = int(count)
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error other processes may be gone, and sums over shards would wait for them.
-        self._detach(rest=kind is None or not self._sharded)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
-        """The meter that copies of the optimizers get; see `_follow`."""
-        if self._ended:
-            return self
-        for hooks in self._hooks:
-            copy.deepcopy(hooks.optimizer, memo)
-        meter: Meter = memo[id(self)]
-        return meter
-
-    def __getstate__(self) -> None:
-        raise TypeError("a meter cannot be pickled; save meter.state_dict(), and attach a new one to resume")
-
-    def hook(self, optimizer: Optimizer, probe: Probe, steps: int = 0) -> None:
-        """Measures one more optimizer from now on; `steps` it has made already, if its state does not say."""
-        callbacks: dict[str, Any] = {
-            "on_step": self._delivery.poll,
-            "on_read": self._take,
-            "on_copy": self._follow,
-            "on_failure": self._fail,
-        }
-        hooks = StepHooks(optimizer, len(self._hooks), probe, self._every, steps, **callbacks)
-        self._hooks.append(hooks)
-
-    @property
-    def _sharded(self) -> bool:
-        optimizers = [hooks.optimizer for hooks in self._hooks]
-        return any(is_sharded(p) for one in optimizers if one is not None for p in parameters_of(one))
-
-    def _take(self, hooks: StepHooks, optimizer: Optimizer, budget: ForceBudget) -> None:
-        """Sends what was read on its way; a record is whole when every optimizer has been read."""
-        budget, groups = self._labels.on(hooks.place, optimizer, budget)
-        home = budget.alignment.device
-        rates = [rate_of(group) for group in optimizer.param_groups]
-        decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
-        lr, weight_decay = (column((by_group[i] for i in groups), home) for by_group in (rates, decays))
-        if hooks.place in self._read:  # of the others some did not step
-            self._close()
-        self._read[hooks.place] = Pending(Reading.of(budget, lr, weight_decay), hooks.count)
-        if len(self._read) == len(self._hooks):
-            self._close()
-
-    def _close(self) -> None:
-        """Hands the readings of one record over."""
-        if self._read:
-            self._delivery.add([self._read[place] for place in sorted(self._read)])
-            self._read = {}
-
-    def _follow(self, hooks: StepHooks, twin: Optimizer, memo: dict[int, Any]) -> None:
-        """Measures a copy of an optimizer as well, by a meter of its own with the same sinks.
-
-        Optimizers that are copied together share it, and it is what `deepcopy` makes of this meter.
-        """
-        if id(self) not in memo:
-            memo[id(self)] = Meter(self._labels, self._every, self._delivery)
-            self._copies.append(weakref.ref(memo[id(self)]))
-        optimizer = hooks.optimizer
-        assert optimizer is not None
-        self._labels.follow(hooks.place, optimizer, twin)
-        memo[id(self)].hook(twin, copy.copy(hooks.probe), hooks.count)
-
-    def _fail(self, error: Exception) -> None:
-        """Stops measuring; among processes that share tensors it raises, since the others would wait."""
-        if self._sharded:
-            raise error
-        _log.error("measuring failed and has stopped, the training goes on: %s", error, exc_info=error)
-        self._detach(rest=False)
-
-    def _detach(self, *, rest: bool) -> None:
-        for twin in self._copies:
-            if (meter := twin()) is not None:
-                meter._detach(rest=rest)
-        self._ended, (hooked, self._hooks) = self.steps, (self._hooks, [])
-        for hooks in hooked:
-            hooks.remove()
-        if rest:
-            self._take_rest(hooked)
-        self.flush()
-        # Nothing of the meter holds the sinks any more; what was measured last can still be asked for.
-        self._finish.detach()
-        self._delivery = self._delivery.ended()
-
-    def _take_rest(self, hooked: list[StepHooks]) -> None:
-        """The record of what ledgers have booked since the last one."""
-        self._close()
-        for hooks in hooked:
-            optimizer = hooks.optimizer
-            if optimizer is not None and (budget := hooks.probe.rest(optimizer)) is not None:
-                self._take(hooks, optimizer, budget)
 
 
 def _inner(optimizer: Any) -> Optimizer:

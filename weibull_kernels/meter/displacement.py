@@ -15,6 +15,7 @@ from ..budget import ForceBudget
 from ..dispatch import find_kernel, frames_to_the_caller
 from ..kernels.interface import Rows, Sums
 from ..kernels.memory import sent
+from ..optimizers import scalar
 from ..shards import local_of, sums_over_shards
 from ..statistics import WeightStatistics
 from ..tensors import column
@@ -105,7 +106,7 @@ def lost_to_decay(groups: Sequence[Mapping[str, Any]], decoupled: bool, device: 
         ValueError: a group decays by a rate that it does not tell.
     """
     decays = [
-        group.get("weight_decay", 0.0) if group.get("decoupled_weight_decay", decoupled) else 0.0
+        scalar(group.get("weight_decay", 0.0)) if group.get("decoupled_weight_decay", decoupled) else 0.0
         for group in groups
     ]
     for group, decay in zip(groups, decays, strict=True):
@@ -120,7 +121,7 @@ def lost_to_decay(groups: Sequence[Mapping[str, Any]], decoupled: bool, device: 
 def rate_of(group: Mapping[str, Any]) -> float | Tensor:
     """The lr of a param group; NaN where it has none, as where an optimizer chooses its own."""
     rate: float | Tensor | None = group.get("lr")
-    return math.nan if rate is None else rate
+    return math.nan if rate is None else scalar(rate)
 
 
 def decays_decoupled(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,14 +85,22 @@ class StepHooks:
             vars(optimizer).pop("__deepcopy__", None)
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
-        (self._begin_uncompiled if torch.compiler.is_compiling() else self._begin)(optimizer)
+        if torch.compiler.is_compiling():
+            self._begin_uncompiled(optimizer)
+        elif not _inside_another_step(optimizer):
+            self._begin(optimizer)
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        (self._end_uncompiled if torch.compiler.is_compiling() else self._end)(optimizer)
+        if torch.compiler.is_compiling():
+            self._end_uncompiled(optimizer)
+        elif not _inside_another_step(optimizer):
+            self._end(optimizer)
 
     def _begin(self, optimizer: Optimizer) -> None:
         with self._watched():
             self._on_step()
+            if self._due:  # the step before never came to its end
+                self.probe.forget()
             self._due = (self.count + 1) % self.every == 0
             if self._due:
                 with torch.no_grad():
@@ -134,3 +143,17 @@ class StepHooks:
             optimizer.__deepcopy__ = mine  # type: ignore[attr-defined]
         self._on_copy(self, twin, memo)
         return twin
+
+
+def _inside_another_step(optimizer: Optimizer) -> bool:
+    """Whether a `step` of the optimizer has called that of its parent class, as `super().step()` does.
+
+    Torch wraps both, and hooks run in either wrapper; only the outermost is a step.
+    """
+    wrapper = sys._getframe(2)
+    frame = wrapper.f_back
+    while frame is not None:
+        if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False

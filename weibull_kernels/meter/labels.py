@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -40,14 +41,15 @@ class Labels:
         only: str | Sequence[str],
         roles: Mapping[str, str] | None,
     ) -> None:
-        # A model or mapping may name parameters later that it has not now; pairs may be read only once.
-        self._source = names if isinstance(names, (torch.nn.Module, Mapping)) else None
+        # A model may get parameters later. It is not kept: the meter may be there longer than it.
+        self._model = weakref.ref(names) if isinstance(names, torch.nn.Module) else lambda: None
         self._names = WeakIdKeyDictionary({} if names is None else _by_tensor(names))
         self._given = names is not None
         self._several = len(optimizers) > 1
         self._patterns = (only,) if isinstance(only, str) else tuple(only)
         self._roles = roles
-        self._latest: tuple[tuple[int, list[list[int]]], _Labels] | None = None
+        self._complete = False  # as long as what is missing is an error of the caller's
+        self._labels: dict[int, tuple[list[list[int]], _Labels]] = {}
         placed = [list(placed_parameters(one)) for one in optimizers]
         found = [name for place, rows in enumerate(placed) for name in self._names_of(place, rows)]
         unknown = [row for rows in placed for row in rows if row.tensor not in self._names]
@@ -57,6 +59,7 @@ class Labels:
                 f"{unknown[0].place}, of shape {tuple(unknown[0].tensor.shape)}; pass the model that owns "
                 "all of them, or names=None"
             )
+        self._complete = True
         if not any(map(self._kept, found)):
             raise ValueError(
                 f"no name matches only={only!r}; the {len(found)} names begin with {', '.join(found[:3])}"
@@ -86,16 +89,18 @@ class Labels:
     def _labels_of(self, place: int, optimizer: torch.optim.Optimizer) -> _Labels:
         """They are worked out again when there are other parameters."""
         identities = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-        if self._latest is None or self._latest[0] != (place, identities):
+        known = self._labels.get(place)
+        if known is None or known[0] != identities:
             placed = list(placed_parameters(optimizer))
             names = self._names_of(place, placed)
             rows = [row for row, name in enumerate(names) if self._kept(name)]
-            self._latest = (place, identities), _Labels(names, rows, tuple(row.group_index for row in placed))
-        return self._latest[1]
+            known = identities, _Labels(names, rows, tuple(row.group_index for row in placed))
+            self._labels[place] = known
+        return known[1]
 
     def _names_of(self, place: int, placed: Sequence[PlacedParameter]) -> tuple[str, ...]:
         if self._given and any(row.tensor not in self._names for row in placed):
-            self._look_again()
+            self._look_again(placed)
         # Places in different optimizers are told apart.
         return tuple(
             self._names.get(row.tensor)  # type: ignore[no-untyped-call]
@@ -104,9 +109,17 @@ class Labels:
             for row in placed
         )
 
-    def _look_again(self) -> None:
-        if self._source is not None:
-            self._names.update(_by_tensor(self._source))
+    def _look_again(self, placed: Sequence[PlacedParameter]) -> None:
+        """The names of parameters that were added since."""
+        if (model := self._model()) is not None:
+            self._names.update(_by_tensor(model))
+        unknown = [row for row in placed if row.tensor not in self._names]
+        if self._complete and unknown:
+            _log.warning(
+                "%d parameters that were added are not in names= and are recorded by their place or group's "
+                "names, the first as '%s'; pass a model that owns them",
+                *(len(unknown), unknown[0].name or unknown[0].place),
+            )
 
 
 class _Labels(NamedTuple):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..adamw import AdamW
 from ..budget import ForceBudget
-from ..measure import forces, on_each_device
-from ..optimizers import update_is_known
+from ..measure import forces_of, on_each_device
+from ..optimizers import read_optimizer, update_is_known
 from ..shards import local_of
-from ..tensors import column
+from ..tensors import column, require_readable
 from .displacement import decays_decoupled, displacement_budget, lost_to_decay, snapshot
 
 
@@ -55,6 +55,9 @@ class Probe:
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes what cannot be told after the step."""
 
+    def forget(self) -> None:
+        """The step that was to be read did not come to its end."""
+
     def after(self, optimizer: torch.optim.Optimizer, count: int) -> ForceBudget:
         """The budget [P] in the order of `placed_parameters`, on the device of the parameters.
 
@@ -77,13 +80,13 @@ class MomentsProbe(Probe):
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step counts: a step that a gradient scaler skips, or without a gradient, leaves them."""
         rows = list(placed_parameters(optimizer))
-        counts = column((optimizer.state.get(row.tensor, {}).get("step", 0.0) for row in rows), _home(rows))
-        names = tuple(row.name or row.place for row in rows)
-        self._standing = ForceBudget(counts, counts, counts, counts, counts, step=counts, names=names)
+        counts = (optimizer.state.get(row.tensor, {}).get("step", 0.0) for row in rows)
+        self._standing = column(counts, _home(rows))
 
     def after(self, optimizer: torch.optim.Optimizer, count: int) -> ForceBudget:
         """See `Probe.after`."""
-        return forces(optimizer, since=self._standing, histogram=self.histogram, backend=self.backend)
+        rows = read_optimizer(optimizer)
+        return forces_of(rows, self._standing, histogram=self.histogram, backend=self.backend)
 
 
 class LedgerProbe(Probe):
@@ -110,7 +113,13 @@ class DisplacementProbe(Probe):
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """Copies the weights, until the step is over."""
         rows = list(placed_parameters(optimizer))
+        for row in rows:
+            require_readable(row.name or row.place, row.tensor)  # of a group that was added lately
         self._copied = list(zip(rows, snapshot([row.tensor for row in rows]), strict=True))
+
+    def forget(self) -> None:
+        """See `Probe.forget`: the copies are of the size of the model."""
+        self._copied = []
 
     def after(self, optimizer: torch.optim.Optimizer, count: int) -> ForceBudget:
         """See `Probe.after`."""

@@ -36,8 +36,8 @@ class Reading:
         if weights is None or weights.histogram is None:
             return cls(budget, lr, weight_decay)
         by_role = dataclasses.replace(weights, role_overrides=budget.role_overrides).by_role()
-        weights = dataclasses.replace(weights, histogram=None)
-        return cls(dataclasses.replace(budget, weights=weights), lr, weight_decay, by_role)
+        without = dataclasses.replace(weights, histogram=None)
+        return cls(dataclasses.replace(budget, weights=without), lr, weight_decay, by_role)
 
 
 @dataclass(frozen=True, eq=False)
