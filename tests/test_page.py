@@ -266,6 +266,17 @@ def test_facts_are_those_of_the_summary(run):
     assert "Not finite" not in found
 
 
+def test_decay_that_acts_through_the_gradient_has_no_time_constant(tmp_path):
+    """SGD's or Adam's: there is a rate and no force."""
+
+    def without(record, columns):
+        columns["decay"] = 0 * columns["decay"]
+
+    found = {fact.label: fact for fact in facts(run_of(tmp_path, change=without))}
+    assert found["Time constant τ"].value == "∞: no weight decay"
+    assert found["Age Ση·ω"].value == "0 τ"
+
+
 def test_tables_by_hand(run, frame):
     one = frame[frame["name"] == NAMES[2]]
     absolute = one[["alignment", "injection", "decay"]].sum().abs().sum()

@@ -1,5 +1,7 @@
 """A meter on sharded models: whole budgets, one collective call a mesh and record, the first one writes."""
 
+import functools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,9 +69,20 @@ def alone():
     return {kind: metered(Model(), kind) for kind in MAKE}
 
 
+@pytest.fixture(scope="module")
+def metered_by(tmp_path_factory):
+    """What each of so many processes found; each number of them runs once."""
+
+    @functools.cache
+    def ranks(world):
+        return run_ranks(meter_every_way, world, tmp_path_factory.mktemp("ranks"))
+
+    return ranks
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_records_are_those_of_one_process(world, tmp_path, alone):
-    ranks = run_ranks(meter_every_way, world, tmp_path)
+def test_records_are_those_of_one_process(world, metered_by, alone):
+    ranks = metered_by(world)
     for mode in modes_of(world):
         for kind in MAKE:
             first, *others = (rank[mode, kind] for rank in ranks)
@@ -105,8 +118,8 @@ def assert_same_statistics(found, expected):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_record_takes_one_collective_call_a_mesh_and_other_steps_none(world, tmp_path):
-    for rank in run_ranks(meter_every_way, world, tmp_path):
+def test_a_record_takes_one_collective_call_a_mesh_and_other_steps_none(world, metered_by):
+    for rank in metered_by(world):
         for (mode, kind), found in rank.items():
             due = [found["meshes"] if step % EVERY == 0 else 0 for step in range(1, STEPS + 1)]
             assert found["calls"] == due, (mode, kind)
@@ -131,3 +144,57 @@ def test_a_process_that_dies_makes_the_others_fail(tmp_path):
     assert first is not None
     assert first != "still running"
     assert "all_reduce" in first
+
+
+def write_on(rank, folder):
+    """Every process makes its sinks as a script does, and attaches."""
+    model = MODES["fsdp"](Model(), dist.get_world_size())
+    optimizer = wk.AdamW(groups_of(model))
+    name = f"{dist.get_rank()}.parquet" if rank is None else "run.parquet"
+    with wk.attach(optimizer, every=2, rank=rank, sinks=[wk.ParquetSink(folder / name)]):
+        for step in range(4):
+            optimizer.zero_grad()
+            inputs = torch.randn(16, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    dist.barrier()
+    return sorted(file.name for file in folder.iterdir() if "parquet" in file.name)
+
+
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_the_process_that_was_asked_for_writes(rank, tmp_path):
+    files = ["0.parquet", "1.parquet"] if rank is None else ["run.parquet"]
+    assert run_ranks(write_on, 2, tmp_path, rank, tmp_path) == [files] * 2
+    frames = [wk.read_run(tmp_path / file) for file in files]
+    assert frames[0]["step"].unique().tolist() == [2, 4]
+    assert all(frame.equals(frames[0]) for frame in frames)
+
+
+def leave_with_an_error(fails):
+    """Nobody waits for sums that another process never makes."""
+    model = MODES["fsdp"](Model(), dist.get_world_size())
+    optimizer, kept, said = wk.AdamW(groups_of(model)), Kept(), None
+    try:
+        with wk.attach(optimizer, every=100, sinks=[kept]) as meter:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            if fails == "loop" and dist.get_rank() == 1:
+                raise MemoryError("mine")
+            if fails == "measuring":
+                (hooks,) = meter._hooks
+                hooks._on_failure(ValueError("exp_avg does not fit"))
+            if fails == "loop":
+                meter._detach(rest=False, wait=False, raises=False)
+    except (MemoryError, ValueError) as error:
+        said = str(error)
+    return said, kept.steps, meter.attached
+
+
+def test_a_block_that_an_error_ends_asks_nothing_of_the_others(tmp_path):
+    assert run_ranks(leave_with_an_error, 2, tmp_path, "loop") == [(None, [], False), ("mine", [], False)]
+
+
+def test_measuring_that_fails_on_shards_is_raised(tmp_path):
+    ended = run_ranks(leave_with_an_error, 2, tmp_path, "measuring")
+    assert ended == [("exp_avg does not fit", [], False)] * 2

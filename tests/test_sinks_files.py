@@ -22,7 +22,7 @@ from sinks_oracle import NAMES, budget
 
 import weibull_kernels as wk
 from weibull_kernels.records import COLUMNS, part_of, run_metadata
-from weibull_kernels.sinks import JsonLinesSink, ParquetSink, record_file
+from weibull_kernels.sinks import JsonLinesSink, Outbox, ParquetSink
 
 KINDS = pytest.mark.parametrize("kind", [ParquetSink, JsonLinesSink])
 
@@ -365,22 +365,21 @@ def test_both_kinds_are_told_by_their_content(tmp_path):
 
 
 @KINDS
-def test_on_other_processes_of_a_job_the_file_is_left_alone(kind, tmp_path, monkeypatch):
-    """Every process makes the sink, and the first writes."""
+def test_in_a_job_a_file_is_opened_where_it_is_written(kind, tmp_path, monkeypatch):
+    """Every process makes the sink, and one of them writes."""
     path = tmp_path / "run"
-    first = kind(path)
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(record_file, "this_process", lambda: (1, 2))
-    other = kind(path)
-    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first, other = kind(path), kind(path)
     other.close()
-    assert sorted(tmp_path.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+    outbox = Outbox([first])
+    assert [file.name for file in tmp_path.iterdir()] == [growing(kind, path).name]
     record = wk.ForceBudget.from_sums(-0.5, 1.0, 4.0, lr=0.1, weight_decay=0.1)
     with pytest.raises(FileExistsError):
-        kind(path).write(1, record)
+        Outbox([kind(path)])
     own = kind(tmp_path / "second")  # one of its own path, as for a stage of the model
     own.write(1, record)
     own.close()
-    first.write(1, record)
+    outbox.deliver(1, record, {})
     first.close()
     assert wk.read_records(path).num_rows == wk.read_records(tmp_path / "second").num_rows == 1

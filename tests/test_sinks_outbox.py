@@ -59,7 +59,7 @@ def test_a_sink_that_is_down_gets_all_in_order_when_it_is_up_again(caplog):
     deliver(outbox, 2, 3, 4)
     assert caplog.messages == [
         "Flaky() failed at step 2 (ConnectionError: no route to host); the training goes on, and up to 100 "
-        "records are kept and tried again before the next"
+        "records are kept and tried again later"
     ]
     assert [step for step, _ in other.taken] == [1, 2, 3, 4]  # is not held up
     sink.down = False
@@ -91,7 +91,21 @@ def test_what_was_not_written_is_said_in_the_end(caplog):
     deliver(outbox, 1, 2, 3)
     outbox.flush()
     assert caplog.messages[1:] == ["Flaky() has not taken 3 records, of steps 1 to 3"]
-    assert sink.tries == 4
+    assert sink.tries == 3
+    outbox.flush()  # nothing new
+    assert len(caplog.messages) == 2
+
+
+def test_a_sink_that_stays_down_is_asked_less_and_less_often():
+    """It may take long to say so, and the training waits for it."""
+    sink = Flaky()
+    outbox = Outbox([sink])
+    sink.down = OSError("timed out")
+    deliver(outbox, *range(1, 65))
+    assert sink.tries == 7  # at the records 1, 2, 4, 8, 16, 32, 64
+    sink.down = False
+    outbox.flush()
+    assert [step for step, _ in sink.taken] == list(range(1, 65))
 
 
 def test_of_too_many_the_oldest_are_lost_and_counted(caplog):

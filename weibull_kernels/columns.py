@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels.memory import sent
+from .kernels.memory import index_on
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +58,7 @@ class Columns:
 def picked(column: Any, rows: Sequence[int]) -> Any:
     """The entries of a tensor or array at the given rows; nothing waits for a device."""
     if isinstance(column, Tensor):
-        return column[sent(torch.tensor(rows, dtype=torch.long, device="cpu"), column.device)]
+        return column[index_on(rows, column.device)]
     return column[rows]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .budget import ForceBudget
 from .dispatch import find_kernel
 from .kernels.interface import BINS, Rows
-from .kernels.memory import sent
+from .kernels.memory import index_on
 from .measure import budget_after_step
 from .optimizers import settings_of
 from .shards import MAX_ABS, SUMS, all_reduced, packed, unpacked
@@ -59,9 +59,9 @@ def forces_from(
             there is one; `exp_avg` and `exp_avg_sq` are None before the first step, and with amsgrad the
             latter is max_exp_avg_sq. `group` holds the numbers of the step: `lr`, `weight_decay`, `betas`,
             `eps` and `step`, the count of steps made with this one. Decay is decoupled unless
-            `decoupled_weight_decay` is False; `bias_correction` may be False. A param group of
-            torch's, with its `foreach` and `fused`, is rounded as torch rounds it. The processes may hold
-            different names, or none.
+            `decoupled_weight_decay` is False; `bias_correction` may be False. With the `foreach` and
+            `fused` of a param group of torch's the decay is rounded as torch rounds it. The processes
+            may hold different names, or none.
         process_group: of the processes that hold the shards, such as `torch.distributed.group.WORLD`;
             None for this process alone.
         histogram: as in `wk.forces`, as are roles and backend.
@@ -167,7 +167,7 @@ def _together(
             _add(numbers, name, found)
     place = {name: row for row, name in enumerate(numbers)}
     table = part.columns.new_zeros(len(numbers), part.columns.shape[1])
-    table[_index([place[name] for name in part.numbers], table.device)] = part.columns
+    table[index_on([place[name] for name in part.numbers], table.device)] = part.columns
     return all_reduced(table, [_MAX_ABS], [group], rank, size, _device(group, table.device)), numbers
 
 
@@ -185,7 +185,7 @@ def _measured(shards: Iterable[Shard], histogram: bool, backend: str | None) -> 
     table = torch.zeros(len(numbers), width, dtype=torch.float64, device=home)
     for device, here in by_device.items():
         columns = _sums(here, device, numbers, histogram, backend).to(home)
-        rows = _index([place[name] for name, *_ in here], home)
+        rows = index_on([place[name] for name, *_ in here], home)
         largest = table[:, _MAX_ABS].scatter_reduce(0, rows, columns[:, _MAX_ABS], "amax")
         table.index_add_(0, rows, columns)
         table[:, _MAX_ABS] = largest
@@ -283,10 +283,6 @@ def _add(numbers: dict[str, _Numbers], name: str, found: _Numbers) -> None:
             f"the shards of '{name}' were stepped with different numbers: {', '.join(apart)}; shards of one "
             "name are parts of one parameter, so their groups must hold the same"
         )
-
-
-def _index(rows: list[int], device: torch.device) -> Tensor:
-    return sent(torch.tensor(rows, dtype=torch.long, device="cpu"), device)
 
 
 def _device(group: ProcessGroup, home: torch.device) -> torch.device:

@@ -12,8 +12,9 @@ from torch import Tensor
 from .budget import ForceBudget
 from .dispatch import find_kernel
 from .kernels.interface import LEDGER_COLUMNS, Rows, Sums
-from .kernels.memory import sent
+from .kernels.memory import index_on, numel_on
 from .optimizers import names_of, parameters_of
+from .processes import this_process
 from .shards import holds_the_rest, is_sharded, local_of, over_shards
 from .statistics import WeightStatistics, weight_statistics
 
@@ -85,7 +86,7 @@ class Ledger:
         parameters, names = parameters_of(self._optimizer), names_of(self._optimizer)
         rows, counted = self._whole_rows(histogram=histogram)
         columns = dict(zip(LEDGER_COLUMNS, rows.unbind(1), strict=True))
-        numel = sent(torch.tensor([p.numel() for p in parameters], device="cpu"), rows.device)
+        numel = numel_on(parameters, rows.device)
         forces: dict[str, Any] = {
             name: columns[name] for name in ("alignment", "injection", "decay", "coupling")
         }
@@ -116,7 +117,7 @@ class Ledger:
         """The same of what lies with this process, for its own file: no collective call, exact to the bit."""
         found = {"columns": list(LEDGER_COLUMNS), "rows": self._rows()}
         if any(map(is_sharded, parameters_of(self._optimizer))):
-            found["part"] = _this_process()
+            found["part"] = list(this_process())
         return found
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -177,10 +178,10 @@ class Tables:
             new = [place for place in here if id(parameters[place]) not in place_of]
             old = [place for place in here if id(parameters[place]) in place_of]
             if new:
-                table[_index(new, device)] = _opening([parameters[place] for place in new], backend)
+                table[index_on(new, device)] = _opening([parameters[place] for place in new], backend)
             if old:
-                kept = before[_index([place_of[id(parameters[place])] for place in old], before.device)]
-                table[_index(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
+                kept = before[index_on([place_of[id(parameters[place])] for place in old], before.device)]
+                table[index_on(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
         self._parameters, self._homes, self._by_device = parameters, homes, tables
 
     def on(self, device: torch.device) -> Tensor:
@@ -196,8 +197,8 @@ class Tables:
         for device, table in self._by_device.items():
             places = [place for place, where in enumerate(self._homes) if where == device != home]
             if places:
-                moved = table[_index(places, device)].to(home, non_blocking=home.type != "cpu")
-                rows[_index(places, home)] = moved
+                moved = table[index_on(places, device)].to(home, non_blocking=home.type != "cpu")
+                rows[index_on(places, home)] = moved
         return rows
 
     def begin_interval(self) -> None:
@@ -213,7 +214,7 @@ class Tables:
         for device in dict.fromkeys(self._homes):
             table = _zeros(len(parameters), device)
             here = [place for place, home in enumerate(self._homes) if home == device]
-            table[_index(here, device)] = rows[_index(here, rows.device)].to(device, torch.float64)
+            table[index_on(here, device)] = rows[index_on(here, rows.device)].to(device, torch.float64)
             self._by_device[device] = table
 
     def clear(self) -> None:
@@ -231,8 +232,8 @@ def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
             f"the ledger of the checkpoint has columns {columns} and rows {shape}; expected {LEDGER_COLUMNS} "
             f"and rows {expected}. Load the checkpoint of this model, or remove its 'ledger' to begin anew"
         )
-    if (part := saved.get("part")) is not None and list(part) != _this_process():
-        (rank, size), (here, now) = part, _this_process()
+    if (part := saved.get("part")) is not None and list(part) != list(this_process()):
+        (rank, size), (here, now) = part, list(this_process())
         raise ValueError(
             f"the ledger of the checkpoint is the part of process {rank} of {size}, and this is process "
             f"{here} of {now}. Load the file that this process saved, or save optimizer.ledger.state_dict(), "
@@ -240,16 +241,9 @@ def require_ledger(saved: Mapping[str, Any], rows: int) -> None:
         )
 
 
-def _this_process() -> list[int]:
-    """Its rank, and of how many."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [0, 1]
-    return [torch.distributed.get_rank(), torch.distributed.get_world_size()]
-
-
 def _part_of(rows: Tensor, parameters: list[Tensor]) -> Tensor:
     """Rows that add up to those given: the first process of a mesh has them, the others 0."""
-    mine = _index([int(holds_the_rest(parameter)) for parameter in parameters], rows.device)
+    mine = index_on([int(holds_the_rest(parameter)) for parameter in parameters], rows.device)
     part = torch.where(mine[:, None] > 0, rows, 0.0)
     for column in _MAXIMA:
         part[:, column] = rows[:, column]
@@ -274,7 +268,3 @@ def _opening(parameters: Sequence[Tensor], backend: str | None) -> Tensor:
 
 def _zeros(rows: int, device: torch.device) -> Tensor:
     return torch.zeros(rows, len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
-
-
-def _index(places: list[int], device: torch.device) -> Tensor:
-    return sent(torch.tensor(places, dtype=torch.long, device="cpu"), device)

@@ -13,7 +13,7 @@ from .budget import ForceBudget
 from .columns import picked
 from .dispatch import find_kernel
 from .kernels.interface import Sums
-from .kernels.memory import sent
+from .kernels.memory import index_on, numel_on
 from .optimizers import LearningRate, Row, read_optimizer, with_columns
 from .shards import sums_over_shards
 from .statistics import WeightStatistics
@@ -130,7 +130,7 @@ def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
     devices = [part.alignment.device for part in parts]
     home = next((device for device in devices if device.type != "cpu"), devices[0])
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    index = sent(torch.tensor(order, device="cpu"), home)
+    index = index_on(order, home)
 
     def join(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
@@ -159,7 +159,7 @@ def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: 
         moved &= stepped.step != since.to(device)
     return budget_after_step(
         tuple(row.name for row in rows),
-        sent(torch.tensor([row.weight.numel() for row in rows], device="cpu"), device),
+        numel_on((row.weight for row in rows), device),
         sums,
         lr=stepped.lr,
         decay_factor=stepped.decay_factor,

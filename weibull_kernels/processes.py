@@ -6,8 +6,8 @@ import os
 
 import torch
 
-# By torchrun, by Lightning for the processes it starts, and by Slurm.
-_SAID_BY_LAUNCHERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+# As said by torchrun, by Lightning to the processes it starts, and by Slurm.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def this_process() -> tuple[int, int]:
@@ -17,6 +17,7 @@ def this_process() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def launched_as_another() -> bool:
-    """Whether a launcher says that it is not the first; it knows before the processes have been joined."""
-    return any(os.environ.get(name, "0") != "0" for name in _SAID_BY_LAUNCHERS)
+def in_a_job() -> bool:
+    """Whether there are others; a launcher says so before the processes have been joined."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return several or this_process()[1] > 1 or any(os.environ.get(name, "0") != "0" for name in _RANKS)

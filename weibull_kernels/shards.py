@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .kernels.interface import Sums
-from .kernels.memory import sent
+from .kernels.memory import index_on, sent
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,10 +43,11 @@ def holds_the_rest(weight: Tensor) -> bool:
 def over_shards(weights: Sequence[Tensor], columns: Tensor, *, maxima: Sequence[int] = ()) -> Tensor:
     """Columns of the local shards of P tensors, added up over all shards: those of the whole tensors.
 
-    A collective call where tensors are sharded, without waiting for a GPU: every process of their mesh must
-    make it, with the tensors in the same order. Each mesh takes one all-reduce, or one for each dimension of
-    a mesh of several that is only a part of the job; the result is the same bits on every rank. Replicas are
-    counted once, and counts are exact up to 2⁵³. Plain tensors take none and stay as they are.
+    A collective call where tensors are sharded: every process of their mesh must make it, with the tensors in
+    the same order. Nothing waits for a GPU, but for shards offloaded to the host, whose sums go there
+    and back. Each mesh takes one all-reduce, or one for each dimension of a mesh of several that is only a
+    part of the job; the result is the same bits on every rank. Replicas are counted once, and counts are
+    exact up to 2⁵³. Plain tensors take none and stay as they are.
 
     Args:
         weights: P tensors, sharded or plain; see `require_readable`.
@@ -65,7 +66,7 @@ def over_shards(weights: Sequence[Tensor], columns: Tensor, *, maxima: Sequence[
             by_mesh.setdefault(weight.device_mesh, []).append(row)
     whole = columns
     for mesh, rows in by_mesh.items():
-        index = sent(torch.tensor(rows, device="cpu"), columns.device)
+        index = index_on(rows, columns.device)
         counted = sent(
             torch.tensor([_counted_here(weights[row]) for row in rows], device="cpu"), columns.device
         )

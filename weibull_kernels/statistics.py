@@ -15,7 +15,7 @@ from .checkpoints import open_checkpoint
 from .columns import Columns, picked
 from .dispatch import find_kernel
 from .kernels.interface import Rows, Sums
-from .kernels.memory import sent
+from .kernels.memory import numel_on
 from .optimizers import names_in
 from .roles import in_order, matching_rows, roles_of
 from .shards import local_of, sums_over_shards
@@ -373,7 +373,7 @@ def _measured(batch: list[tuple[str, Tensor]], histogram: bool, backend: str | N
             Rows(here, nothing, nothing, ones, ones, ones), with_histogram=histogram
         )
         sums = sums_over_shards(weights, sums)
-        numel = sent(torch.tensor([weight.numel() for weight in weights], device="cpu"), device)
+        numel = numel_on(weights, device)
         parts.append(WeightStatistics.from_sums(tuple(batch[i][0] for i in index), numel, sums))
     if len(parts) == 1:
         return parts[0]

@@ -112,6 +112,16 @@ def sent(table: Tensor, device: torch.device) -> Tensor:
     return table.to(device, non_blocking=device.type != "cpu")
 
 
+def index_on(places: Sequence[int], device: torch.device) -> Tensor:
+    """Places as an index, int64, on `device`."""
+    return sent(torch.tensor(places, dtype=torch.long, device="cpu"), device)
+
+
+def numel_on(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """How many entries each tensor has, sharded ones as a whole; int64 [P] on `device`."""
+    return index_on([tensor.numel() for tensor in tensors], device)
+
+
 def _flat(
     weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

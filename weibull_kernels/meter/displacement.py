@@ -14,7 +14,7 @@ from torch import Tensor
 from ..budget import ForceBudget
 from ..dispatch import find_kernel, frames_to_the_caller
 from ..kernels.interface import Rows, Sums
-from ..kernels.memory import sent
+from ..kernels.memory import numel_on
 from ..optimizers import scalar
 from ..shards import local_of, sums_over_shards
 from ..statistics import WeightStatistics
@@ -67,7 +67,7 @@ def displacement_budget(
     norm_sq = sums.weight_sq - 2 * along - moved_sq
     moved = moved_sq != 0  # a NaN moved too
     lost = torch.where(moved, lost, 0.0)
-    numel = sent(torch.tensor([weight.numel() for weight in weights], device="cpu"), lost.device)
+    numel = numel_on(weights, lost.device)
     names = described.get("names", tuple(map(str, range(len(weights)))))
     return ForceBudget.from_sums(
         -along - lost * norm_sq,

@@ -239,7 +239,9 @@ def _decay_rate(records: pa.Table, step: np.ndarray, sums: ForceBudget) -> tuple
             row = np.searchsorted(step, records["step"].to_numpy())
             # Tensors of zeros have a rate too.
             weight = np.maximum(_numbers(records, "norm_sq"), 1e-200)
-            rate = _numbers(records, "lr") * _numbers(records, "weight_decay")
+            # Decay that acts through the gradient is no force, and its rate no rate of decay.
+            decays = _numbers(records, "decay") != 0
+            rate = np.where(decays, _numbers(records, "lr") * _numbers(records, "weight_decay"), 0)
             return np.bincount(row, rate * weight) / np.bincount(row, weight), True
         steps = np.maximum(sums.steps, 1)
         inside = sums.norm_sq + np.where(steps > 1, sums.predicted_change / 2, 0)

@@ -56,7 +56,7 @@ def as_sink(thing: Any) -> Sink:
         return sink
     called = getattr(thing, "__name__", type(thing).__name__)
     if callable(getattr(thing, "add_scalar", None)):
-        return LiveSink(_adding(thing.add_scalar), called, getattr(thing, "flush", None))
+        return LiveSink(_adding(thing.add_scalar), called)
     if callable(getattr(thing, "log_metrics", None)):
         _require(thing.log_metrics, thing, "log_metrics(dict, step=)", {}, step=0)
         return LiveSink(lambda metrics, step: thing.log_metrics(metrics, step=step), called)

@@ -24,8 +24,8 @@ class JsonLinesSink(RecordFile):
     A last line that was cut off, with the machine, is left out on reading, and by `append`.
     It is several times as large as a Parquet file, and slower to read.
 
-    In a distributed job every process may make one of the same path, as a script does: on the first it
-    opens the file, on the others nothing is touched until it is written to.
+    In a distributed job every process may make one of the same path, as a script does: nothing is touched
+    until the one that writes attaches its meter, opens it or writes to it.
 
     Args:
         path: of the file; its directory is made.

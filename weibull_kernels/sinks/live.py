@@ -122,22 +122,17 @@ class LiveSink:
     Args:
         send: takes the metrics and the step.
         called: what it is called in messages.
-        close: what there is to do in the end; the run behind it is its owner's to finish.
     """
 
-    def __init__(
-        self, send: Callable[[Metrics, int], object], called: str, close: Callable[[], object] | None = None
-    ) -> None:
-        self._send, self._called, self._close = send, called, close
+    def __init__(self, send: Callable[[Metrics, int], object], called: str) -> None:
+        self._send, self._called = send, called
 
     def write(self, step: int, budget: ForceBudget, **scalars: Array) -> None:
         """Send the metrics of one record."""
         self._send(role_metrics(budget, **scalars) | {"forces/step": float(step)}, step)
 
     def close(self) -> None:
-        """Hand on what waits to be written, where there is such a thing."""
-        if self._close is not None:
-            self._close()
+        """Do nothing: the run behind it is its owner's to finish."""
 
     def __repr__(self) -> str:
         return f"LiveSink({self._called})"

@@ -10,8 +10,10 @@ from typing import Any
 from ..budget import Array, ForceBudget
 from .adapt import as_sink
 from .protocol import Sink
+from .record_file import RecordFile
 
 _LOG = logging.getLogger("weibull_kernels")
+_LONGEST_PAUSE = 32
 _Record = tuple[int, ForceBudget, Mapping[str, Array]]
 
 
@@ -36,7 +38,11 @@ class Outbox:
             raise TypeError(f"sinks must be several, in a list, got {sinks!r}; write [{sinks!r}]")
         if kept < 1:
             raise ValueError(f"kept must be at least 1 record, got {kept}")
-        self._queues = [_Queue(as_sink(sink), kept) for sink in sinks]
+        found = [as_sink(sink) for sink in sinks]
+        for sink in found:
+            if isinstance(sink, RecordFile):
+                sink.open()  # a file that cannot be written says so now
+        self._queues = [_Queue(sink, kept) for sink in found]
 
     def deliver(self, step: int, budget: ForceBudget, scalars: Mapping[str, Array]) -> None:
         """Write a record to every sink, after those that still wait for it."""
@@ -55,13 +61,19 @@ class _Queue:
     def __init__(self, sink: Sink, kept: int) -> None:
         self._sink, self._kept = sink, kept
         self._waiting: deque[_Record] = deque()
-        self._failing = False
+        self._failures = 0  # one after the other
+        self._passed_over = 0
         self._lost = 0
+        self._said = (0, 0)
 
     def put(self, record: _Record) -> None:
         late = len(self._waiting)
         self._waiting.append(record)
-        self._send(late)
+        # A sink that is down may take long to say so: it is tried again after 1, 2, 4, … records.
+        self._passed_over += 1
+        if self._failures == 0 or self._passed_over >= min(1 << (self._failures - 1), _LONGEST_PAUSE):
+            self._passed_over = 0
+            self._send(late)
         if len(self._waiting) > self._kept:
             step, *_ = self._waiting.popleft()
             self._lost += 1
@@ -73,11 +85,15 @@ class _Queue:
 
     def flush(self) -> None:
         self._send(len(self._waiting))
-        if waiting := len(self._waiting):
+        missing = len(self._waiting), self._lost
+        if self._waiting and missing != self._said:
             first, last = self._waiting[0][0], self._waiting[-1][0]
-            _LOG.warning("%r has not taken %d records, of steps %d to %d", self._sink, waiting, first, last)
-        if self._lost:
+            _LOG.warning(
+                "%r has not taken %d records, of steps %d to %d", self._sink, missing[0], first, last
+            )
+        if self._lost != self._said[1]:
             _LOG.warning("%r has lost %d records", self._sink, self._lost)
+        self._said = missing
 
     def _send(self, late: int) -> None:
         """Writes what waits, as far as it goes; so many of them were there before."""
@@ -89,15 +105,15 @@ class _Queue:
                 self._report(step, error)
                 return
             self._waiting.popleft()
-        if self._failing:
-            self._failing = False
+        if self._failures:
+            self._failures = 0
             _LOG.warning("%r works again: %d records were written late", self._sink, late)
 
     def _report(self, step: int, error: Exception) -> None:
-        if not self._failing:
-            self._failing = True
+        self._failures += 1
+        if self._failures == 1:
             _LOG.warning(
                 "%r failed at step %d (%s: %s); the training goes on, and up to %d records are kept and "
-                "tried again before the next",
+                "tried again later",
                 *(self._sink, step, type(error).__name__, error, self._kept),
             )

@@ -45,8 +45,8 @@ class ParquetSink(RecordFile):
     that was written after them. How many rows, and when, is said by `run_metadata(records)["resumed"]`
     and in the log. Until the new file is whole, the earlier one stays as it is.
 
-    In a distributed job every process may make one of the same path, as a script does: on the first it
-    opens the file, on the others nothing is touched until it is written to.
+    In a distributed job every process may make one of the same path, as a script does: nothing is touched
+    until the one that writes attaches its meter, opens it or writes to it.
 
     Args:
         path: of the file; its directory is made.

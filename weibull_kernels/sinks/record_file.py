@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ..budget import Array, ForceBudget
-from ..processes import launched_as_another, this_process
+from ..processes import in_a_job
 from ..records import (
     COLUMNS,
     described,
@@ -54,10 +54,9 @@ class RecordFile(ABC):
         self._schema: pa.Schema = None
         self._bookings = Bookings()
         self._journal = Journal(self._growing(self.path))
-        # A script makes its sink on every process of a job, and the first of them is the one that writes:
-        # of the others the file is left alone unless they are written to.
-        if this_process()[0] == 0 and not launched_as_another():
-            self._open()
+        # A script makes its sink on every process of a job, and one of them writes: there it is opened then.
+        if not in_a_job():
+            self.open()
         # Runs once: at close(), when nobody holds the sink any more, or when the program ends.
         self._finish = weakref.finalize(self, _finish, self._journal, type(self), self.path, os.getpid())
 
@@ -82,8 +81,7 @@ class RecordFile(ABC):
         """
         if not self._finish.alive:
             raise ValueError(f"the sink of {self.path} is closed; make another, with a path of its own")
-        if not self._opened:
-            self._open()
+        self.open()
         types = self._fitting(scalar_types(scalars))
         rows = record_rows(step, budget, scalars)
         if self._schema is None:
@@ -126,8 +124,16 @@ class RecordFile(ABC):
     def _complete(path: Path) -> None:
         """Make the file whole once nothing more will be written."""
 
-    def _open(self) -> None:
-        """Find what is there already, and have the file there if it begins anew."""
+    def open(self) -> None:
+        """Find what is there already, and have the file there if it begins anew; the second time, do nothing.
+
+        Raises:
+            FileExistsError: there are records, and neither `overwrite` nor `append` is set.
+            OSError: the file cannot be made.
+            ValueError: `append` is set, and the file is none to go on with.
+        """
+        if self._opened:
+            return
         self._earlier = self._find_earlier()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._earlier is None:
