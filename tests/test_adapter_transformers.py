@@ -249,7 +249,7 @@ def test_names_rows_and_roles_can_be_chosen(kept, tmp_path):
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match=r"takes the arguments of wk.attach: got an unexpected .*'evry'"):
         ForcesCallback(evry=3)
-    with pytest.raises(TypeError, match=r"sinks must be several, in a list, got .*; write sinks=\["):
+    with pytest.raises(TypeError, match=r"sinks must be several, in a list, got .*; write \["):
         ForcesCallback(sinks=Kept())
     with pytest.raises(TypeError, match="a path is no sink"):
         ForcesCallback(sinks=["run.parquet"])

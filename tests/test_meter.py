@@ -86,7 +86,9 @@ def test_names_come_from_the_model_pairs_or_the_groups(kept):
             train(model, optimizer, range(1, 2))
         assert kept.budgets[0].names == tuple(name for name, _ in model.named_parameters())
         assert kept.budgets[0].weights.names == kept.budgets[0].names
-    with wk.attach(optimizer, sinks=[kept]):
+    with pytest.warns(UserWarning, match=r"by their place, such as '0.0', .* give names=model"):
+        meter = wk.attach(optimizer, sinks=[kept])
+    with meter:
         train(model, optimizer, range(2, 3))
     assert kept.budgets[-1].names == tuple(f"0.{i}" for i in range(6))
 
@@ -109,6 +111,8 @@ def test_roles_can_be_given(kept):
     with wk.attach(optimizer, roles={"mlp.*": "adapter"}, sinks=[kept]):
         train(model, optimizer, range(1, 2))
     assert kept.budgets[0].roles == ("embedding", "adapter", "head", "norm", "norm", "adapter")
+    with pytest.warns(UserWarning, match=r"the pattern '\*linear\*' of roles= matches none of the 6 names"):
+        wk.attach(optimizer, roles={"*linear*": "ffn"})
 
 
 @pytest.mark.parametrize("kind", ["loop", "wk", "sgd"])
@@ -179,7 +183,9 @@ def test_optimizers_that_step_at_different_paces_are_all_recorded(kept):
 def test_unnamed_parameters_of_several_optimizers_are_told_apart(kept):
     modules = [nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]
     optimizers = [torch.optim.AdamW(module.parameters()) for module in modules]
-    with wk.attach(optimizers, sinks=[kept]):
+    with pytest.warns(UserWarning, match="by their place"):
+        meter = wk.attach(optimizers, sinks=[kept])
+    with meter:
         for module, optimizer in zip(modules, optimizers, strict=True):
             module(torch.ones(1, 2)).sum().backward()
             optimizer.step()
@@ -275,6 +281,9 @@ def test_what_is_no_optimizer_is_refused_by_name():
         wk.attach(3)
     with pytest.raises(ValueError, match="empty list"):
         wk.attach([])
+    scheduler = torch.optim.lr_scheduler.StepLR(OPTIMIZERS["loop"](Net()), 1)
+    with pytest.raises(TypeError, match="got a scheduler, StepLR; pass its optimizer"):
+        wk.attach(scheduler)
     optimizer = OPTIMIZERS["loop"](Net())
     with wk.attach(optimizer), pytest.raises(ValueError, match="can have one meter"):
         wk.attach(optimizer)

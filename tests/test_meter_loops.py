@@ -397,3 +397,35 @@ def test_a_compiled_step_is_measured_as_any_other(kind):
     for found, expected in zip(records[1].budgets, records[0].budgets, strict=True):
         # A compiled step rounds the bias corrections to float32.
         assert_same_forces(found, expected, rtol=1e-3)
+
+
+def test_numbers_that_nobody_counts_are_asked_for(kept, caplog):
+    """SGD with momentum, resumed without the meter's state: its records would begin with step 1 again."""
+    model = Net()
+    first = OPTIMIZERS["sgd"](model)
+    train(model, first, range(1, 6))
+    resumed = OPTIMIZERS["sgd"](model)
+    resumed.load_state_dict(first.state_dict())
+    with wk.attach(resumed, sinks=[kept]):
+        train(model, resumed, range(6, 8))
+    assert kept.steps == [1, 2]
+    assert [record.message[:60] for record in caplog.records] == [
+        "the optimizer has made steps before and does not count them:"
+    ]
+    caplog.clear()
+    with wk.attach(resumed, sinks=[kept]) as meter:
+        resumed.load_state_dict(first.state_dict())
+        meter.load_state_dict({"steps": [5]})
+        train(model, resumed, range(6, 8))
+    assert kept.steps == [1, 2, 6, 7]
+    assert caplog.records == []
+
+
+def test_a_meter_that_saw_no_step_says_so(kept, caplog):
+    model = Net()
+    optimizer = OPTIMIZERS["loop"](model)
+    with wk.attach(optimizer, sinks=[kept]) as meter:
+        other = OPTIMIZERS["loop"](model)  # made anew after the meter
+        train(model, other, range(1, 3))
+        meter.detach()
+    assert "has seen no step: was the optimizer made anew?" in caplog.text

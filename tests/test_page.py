@@ -86,13 +86,17 @@ def test_the_forces_drawn_are_those_of_the_records(run, frame):
     sums = chosen[["alignment", "injection", "decay"]].sum()
     assert raw.x == pytest.approx(sums.index.to_numpy() - 2)  # the middle of five steps
     assert raw.y == pytest.approx((sums["alignment"] / sums.abs().sum(axis=1)).to_numpy(), rel=1e-6)
-    # A window of 5 % of 195 steps reaches 4.875 to either side: no other record.
-    assert mean.y == pytest.approx(raw.y, rel=1e-6)
+    # A window of 5 % of 195 steps reaches 4.875 to either side, so it is widened to the neighbours.
+    around = sums.rolling(3, center=True, min_periods=1)
+    together = around.sum()
+    assert mean.y == pytest.approx((together["alignment"] / together.abs().sum(axis=1)).to_numpy(), rel=1e-6)
     (_, upper) = traces(figure, "decay")
-    assert upper.customdata == pytest.approx((sums["decay"] / 5).to_numpy(), rel=1e-6)
+    steps = 5 * around.count()["decay"]
+    assert upper.customdata == pytest.approx((together["decay"] / steps).to_numpy(), rel=1e-6)
     (net,) = traces(figure, "net", "y2")
     whole = chosen[["alignment", "injection", "decay", "coupling"]].sum().sum(axis=1)
-    assert net.y == pytest.approx((whole / sums.abs().sum(axis=1)).to_numpy(), rel=1e-5)
+    whole = whole.rolling(3, center=True, min_periods=1).sum()
+    assert net.y == pytest.approx((whole / together.abs().sum(axis=1)).to_numpy(), rel=1e-5)
     assert {trace.line.dash for trace in figure.data if trace.showlegend is None and trace.line.dash} == {
         "solid",
         "dot",
@@ -266,6 +270,21 @@ def test_facts_are_those_of_the_summary(run):
     assert "Not finite" not in found
 
 
+def test_a_rate_that_falls_to_zero_leaves_the_head_of_the_page_in_its_senses(tmp_path):
+    """The last record has no decay and hardly any force, as under OneCycle or a cosine to zero."""
+
+    def still(record, columns):
+        if record == 40:
+            for force in ("alignment", "injection", "coupling"):
+                columns[force] = columns[force] * 1e-9
+            columns["decay"] = 0 * columns["decay"]
+
+    found = {fact.label: fact for fact in facts(run_of(tmp_path, change=still))}
+    assert found["Time constant τ"].value == "200 steps"
+    assert "∞" not in found["Alignment over decay"].value
+    assert "relaxation" in found["At the end"].value
+
+
 def test_decay_that_acts_through_the_gradient_has_no_time_constant(tmp_path):
     """SGD's or Adam's: there is a rate and no force."""
 
@@ -286,7 +305,7 @@ def test_tables_by_hand(run, frame):
     assert row["decay"].value == pytest.approx(one["decay"].sum() / absolute)
     assert row["decay"].text.startswith("−")
     assert row["σ end"].value == pytest.approx(np.sqrt(one["norm_sq_after"].iloc[-1] / one["numel"].iloc[0]))
-    assert (row["k"].value, row["λ"].value) == pytest.approx((1.2, 0.94))
+    assert (row["k of role"].value, row["λ of role"].value) == pytest.approx((1.2, 0.94))
     assert row["not finite"].text == "–"  # nobody counted
     groups = table(groups_table(run))
     assert list(groups) == [

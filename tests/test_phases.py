@@ -183,7 +183,11 @@ def test_scale_of_the_forces_does_not_matter(forces, power):
 def test_the_average_is_over_steps_and_is_cut_off_at_the_ends():
     step = np.array([0, 1, 2, 10, 100])
     forces = series([1.0, 2, 3, 10, 100], 0.0)
-    assert moving_average(step, forces, window=0.02).alignment.tolist() == [1.5, 2, 2.5, 10, 100]
+    assert moving_average(step, forces, window=0.1).alignment.tolist() == [2, 2, 2, 10, 100]
+    # Narrower than the records are apart as a rule, 4.5: it reaches that far.
+    assert moving_average(step, forces, window=0.02).alignment.tolist() == [2, 2, 2, 10, 100]
+    close = np.array([0, 1, 2, 3, 40])
+    assert moving_average(close, forces, window=0.01).alignment.tolist() == [1.5, 2, 5, 6.5, 100]
     assert moving_average(step, forces, window=0).alignment.tolist() == [1, 2, 3, 10, 100]
 
 

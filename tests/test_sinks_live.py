@@ -128,7 +128,8 @@ def test_a_function():
 def test_tensorboard_reads_back_what_was_written(tmp_path):
     writer = SummaryWriter(tmp_path)
     sink = delivered(writer, 10, 20)
-    sink.close()  # hands on what waits; the writer is its owner's
+    sink.close()
+    writer.flush()  # the writer is its owner's
     events = EventAccumulator(str(tmp_path)).Reload()
     expected = role_metrics(by_hand())
     assert set(events.Tags()["scalars"]) == set(expected)

@@ -247,7 +247,7 @@ def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Adam):
         remedy = "pass the optimizer it wraps, `.optimizer`"
     else:
-        remedy = "use torch.optim.AdamW or Adam"
+        remedy = "use torch.optim.AdamW or Adam, or wk.attach, which measures any optimizer"
     raise TypeError(
         f"forces() knows the update of torch.optim.AdamW and torch.optim.Adam, got {kind}; {remedy}"
     )

@@ -91,10 +91,14 @@ def find_phases(
 def moving_average(step: np.ndarray, series: ForceBudget, window: float = WINDOW) -> ForceBudget:
     """The forces of one step in the mean of the records within `window` of the run around each, [T].
 
+    And within one record of it: where they are farther apart than that, of it and its neighbours.
+
     Sums over the records over the sum of their `steps`. `norm_sq` is left as it is. Arguments as
     in `find_phases`.
     """
-    reach = window * (step[-1] - step[0]) / 2
+    # At least the neighbours, where records are far apart; one of a rate near 0 has hardly any force.
+    apart = float(np.median(np.diff(step))) if window > 0 and len(step) > 1 else 0.0
+    reach = max(window * (step[-1] - step[0]) / 2, apart)
     first = np.searchsorted(step, step - reach)
     last = np.searchsorted(step, step + reach, side="right")
 
@@ -325,7 +329,9 @@ def _merged(step: np.ndarray, labels: np.ndarray, least: float) -> np.ndarray:
 
 def _equilibrium_norm(step: np.ndarray, mean: ForceBudget, window: float) -> float:
     """The positive root of a·x + j − d·x² = 0 for the last of the averaged forces, times ‖w‖."""
-    reach = window * (step[-1] - step[0]) / 2
+    # At least the neighbours, where records are far apart; one of a rate near 0 has hardly any force.
+    apart = float(np.median(np.diff(step))) if window > 0 and len(step) > 1 else 0.0
+    reach = max(window * (step[-1] - step[0]) / 2, apart)
     norm_sq = float(np.broadcast_to(mean.norm_sq, step.shape)[step >= step[-1] - reach].mean())
     alignment, injection, decay, coupling = (
         float(force[-1]) for force in (mean.alignment, mean.injection, mean.decay, mean.coupling)

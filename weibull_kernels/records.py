@@ -225,6 +225,8 @@ def found_at(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     "stream" (of a Parquet file that is not finished), "parquet" or "json lines".
     """
     path = Path(path)
+    if path.suffix == ".part" and not part_of(path).exists():
+        path = path.with_suffix("")  # what a killed run has left, by its own name
     # The part goes only once the Parquet file is whole, so while it is there it counts.
     if part_of(path).is_file():
         return part_of(path), "stream"

@@ -22,7 +22,7 @@ _OWNER = r"(^|\.)({words})(\.\d+)?(\.\w+)?$"
 _PATTERNS = tuple(
     (role, re.compile(where.replace("{words}", words)))
     for role, where, words in (
-        ("norm", _OWNER, r"(?i:\w*norm\w*)|ln|ln\d|ln_\w+"),
+        ("norm", _OWNER, r"(?i:\w*norm\w*)|ln|ln\d|ln_\w+|lnf|[lb]n\d"),
         ("bias", _ANYWHERE, r"bias|\w+_bias"),
         # Of a mixture of experts.
         ("other", _ANYWHERE, r"router|(mlp|ffn|feed_?forward|\w*moe)\.gate|shared_expert_gate"),
@@ -33,12 +33,12 @@ _PATTERNS = tuple(
             r"|classifier|classifier\.out_proj|transformer\.ff_out",
         ),
         ("head", r"^((?!attention|attn)\w+\.)?({words})$", r"output\.weight"),
-        ("embedding", _OWNER, r"\w*embed\w*|w[tp]e"),
+        ("embedding", _OWNER, r"\w*embed\w*|w[tp]e|(\w+_)?emb"),
         ("embedding", r"^(\w+\.)?({words})$", r"shared\.weight"),
         (
             "ffn",
             _ANYWHERE,
-            r"mlp|ffn|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
+            r"mlp|ffn|ff|ff\d|feed_?forward|block_sparse_moe|dense_h_to_4h|dense_4h_to_h|c_fc|fc\d|fc_in|fc_out"
             r"|(gate|up|down|gate_up)_proj|linear[12]|linear_fc\d|w[123]|[wW]i|wi_\d|ff_proj|ff_out"
             r"|DenseReluDense|intermediate\.dense|(?<!attention\.)output\.dense",
         ),
@@ -53,7 +53,7 @@ _PATTERNS = tuple(
             "attention_output",
             _ANYWHERE,
             r"o_proj|out_proj|attn_out|wo|w_out|linear_proj"
-            r"|(\w*[aA]ttention|\w*attn)\.(dense|c_proj|proj|o|Wo|output|output\.dense)",
+            r"|(\w*[aA]ttention|\w*attn)\.(dense|c_proj|proj|o|out|Wo|output|output\.dense)",
         ),
     )
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..meter import Meter, attach
-from ..sinks import as_sink
+from ..sinks.adapt import as_sinks
 
 Optimizer = torch.optim.Optimizer
 
@@ -26,13 +26,11 @@ class DeferredAttach:
     """
 
     def __init__(self, sinks: Sequence[Any], options: Mapping[str, Any]) -> None:
-        if not isinstance(sinks, (list, tuple)):
-            raise TypeError(f"sinks must be several, in a list, got {sinks!r}; write sinks=[{sinks!r}]")
         try:
             inspect.signature(attach).bind(None, **options)
         except TypeError as error:
             raise TypeError(f"a ForcesCallback takes the arguments of wk.attach: {error}") from None
-        self._sinks, self._options = [as_sink(sink) for sink in sinks], dict(options)
+        self._sinks, self._options = as_sinks(sinks), dict(options)
 
     def __call__(self, optimizer: Optimizer | Sequence[Optimizer], model: Any, more: Sequence[Any]) -> Meter:
         """Attaches a meter that names the parameters as the model does, with more sinks."""

@@ -26,9 +26,9 @@ STATISTICS = ("moments", "weibull")
 
 def attach(
     optimizer: Optimizer | Sequence[Optimizer],
+    names: Named | None = None,
     *,
     every: int = 1,
-    names: Named | None = None,
     only: str | Sequence[str] = "*",
     statistics: str = "moments",
     sinks: Iterable[Any] = (),
@@ -68,9 +68,10 @@ def attach(
         optimizer: or several that train one model together (Muon and AdamW; one for each parameter, stepped
             in the backward pass), whose rows make one record. Wrappers, such as accelerate's, are looked
             through.
-        every: steps between two records: those whose number is a multiple of it.
         names: a model, or pairs or a mapping of names and parameters, for the rows. Else the names are those
-            given to the optimizer (`AdamW(model.named_parameters())`), else positions, "group.index".
+            given to the optimizer (`AdamW(model.named_parameters())`), else positions, "group.index", of
+            which no role can be told: a warning says so.
+        every: steps between two records: those whose number is a multiple of it.
         only: patterns, as in `fnmatch`, of the names to record.
         statistics: "moments", those of the same pass over memory; or "weibull", which counts the histogram
             of |w| as well and fits shape and scale of every role, `k` and `scale` of the records.
@@ -126,6 +127,10 @@ def _inner(optimizer: Any) -> Optimizer:
     Raises:
         TypeError: it is none, or one that steps shards of its own.
     """
+    if isinstance(optimizer, torch.optim.lr_scheduler.LRScheduler):
+        raise TypeError(
+            f"expected an optimizer, got a scheduler, {type(optimizer).__name__}; pass its optimizer"
+        )
     require_no_own_shards(optimizer)
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer

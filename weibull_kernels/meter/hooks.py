@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from ..tensors import column
 from .probes import Probe, placed_parameters
 
 Optimizer = torch.optim.Optimizer
+
+_log = logging.getLogger("weibull_kernels")
 
 
 def is_hooked(optimizer: Optimizer) -> bool:
@@ -41,6 +44,7 @@ class StepHooks:
         on_failure: called with what went wrong where a step could not be read.
 
     Attributes:
+        seen: calls of `optimizer.step()` since the hooks are on.
         count: calls of `optimizer.step()` that came to their end, from the count of its state on. Whether a
             gradient scaler skipped one of them only the device knows.
     """
@@ -63,6 +67,8 @@ class StepHooks:
         self._on_failure = on_failure
         self._optimizer = weakref.ref(optimizer)
         self._due = False
+        self.seen = 0
+        self._unnumbered = False
         self._recount(optimizer)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -99,6 +105,7 @@ class StepHooks:
     def _begin(self, optimizer: Optimizer) -> None:
         with self._watched():
             self._on_step()
+            self._warn_of_numbers()
             if self._due:  # the step before never came to its end
                 self.probe.forget()
             self._due = (self.count + 1) % self.every == 0
@@ -108,6 +115,7 @@ class StepHooks:
 
     def _end(self, optimizer: Optimizer) -> None:
         self.count += 1
+        self.seen += 1
         if self._due:
             self._due = False
             with self._watched(), torch.no_grad():
@@ -128,9 +136,23 @@ class StepHooks:
 
     def _recount(self, optimizer: Optimizer) -> None:
         """Takes the count from the optimizer's state, where that has one: at first, and after loading."""
-        states = (optimizer.state.get(row.tensor, {}) for row in placed_parameters(optimizer))
+        states = [optimizer.state.get(row.tensor, {}) for row in placed_parameters(optimizer)]
         if counts := [state["step"] for state in states if "step" in state]:
             self.count = int(column(counts, torch.device("cpu")).max())
+        self._unnumbered = not counts and any(states) and self.count == 0
+
+    def go_on_from(self, count: int) -> None:
+        """So many steps were made, whatever the optimizer's state says."""
+        self.count, self._unnumbered = count, False
+
+    def _warn_of_numbers(self) -> None:
+        """Of an optimizer that has made steps, nobody knows how many."""
+        if self._unnumbered:
+            self._unnumbered = False
+            _log.warning(
+                "the optimizer has made steps before and does not count them: its records begin with step 1. "
+                "To go on where a run stopped, load the state_dict() of its meter, as {'steps': [count]}"
+            )
 
     def _copied(self, memo: dict[int, Any]) -> Optimizer:
         """`copy.deepcopy` of the optimizer, as it would be without a meter, and then hooked as well."""

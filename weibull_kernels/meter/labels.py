@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..budget import ForceBudget
+from ..dispatch import frames_to_the_caller
 from ..names import Named, pairs
 from .probes import PlacedParameter, placed_parameters
 
@@ -60,10 +62,26 @@ class Labels:
                 "all of them, or names=None"
             )
         self._complete = True
+        self._warn_of_missing_roles(found, [row for rows in placed for row in rows])
         if not any(map(self._kept, found)):
             raise ValueError(
                 f"no name matches only={only!r}; the {len(found)} names begin with {', '.join(found[:3])}"
             )
+
+    def _warn_of_missing_roles(self, names: Sequence[str], placed: Sequence[PlacedParameter]) -> None:
+        if not self._given and any(row.name is None for row in placed):
+            warnings.warn(
+                f"parameters are recorded by their place, such as '{placed[0].place}', of which no role can "
+                "be told; give names=model, or named parameters to the optimizer",
+                stacklevel=frames_to_the_caller(),
+            )
+        for pattern in self._roles or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                warnings.warn(
+                    f"the pattern {pattern!r} of roles= matches none of the {len(names)} names, which begin "
+                    f"with {', '.join(names[:3])}",
+                    stacklevel=frames_to_the_caller(),
+                )
 
     def on(
         self, place: int, optimizer: torch.optim.Optimizer, budget: ForceBudget

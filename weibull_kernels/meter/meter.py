@@ -71,6 +71,9 @@ class Meter:
         but let go: a record file that nobody else holds is completed. The second time it does nothing. Should
         the last record fail, that is logged, and raised where other processes wait for it.
         """
+        for hooks in self._hooks:
+            if self.attached and hooks.seen == 0 and not self._copies:
+                _log.warning("a meter is taken off that has seen no step: was the optimizer made anew?")
         self._detach(rest=True, wait=True, raises=self._sharded)
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class Meter:
                 f"{dict(state_dict)!r}"
             )
         for hooks, count in zip(self._hooks, steps, strict=False):
-            hooks.count = int(count)
+            hooks.go_on_from(int(count))
         self._ended = None if self.attached else tuple(map(int, steps))
 
     def hook(self, optimizer: Optimizer, probe: Probe, steps: int = 0) -> None:

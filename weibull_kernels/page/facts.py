@@ -72,7 +72,7 @@ def facts(run: Run) -> list[Fact]:
                 "Rounding",
                 f"{signed(whole.rounding / whole.absolute, '.1e')} of the budget",
                 "Measured change of ‖w‖² minus the forces: what storing weights in few bits did. About 1e−7 "
-                "or less for float32.",
+                "or less for float32; where the rate comes near 0 the budget does too, and the part grows.",
             )
         )
     return found
@@ -83,6 +83,12 @@ def _size(run: Run) -> Fact:
     tensors = f"{len(run.tensors.names):,} tensor{'s' * (len(run.tensors.names) != 1)}"
     main = "attention output and FFN, the transmission weights"
     of = f"{run.main.tensors:,} of them are {main}." if run.main.label != "all weights" else ""
+    unknown = [
+        name for name, role in zip(run.tensors.names, run.tensors.roles, strict=True) if role == "other"
+    ]
+    if unknown:
+        of += f" Of {len(unknown):,} the role is not known ({', '.join(unknown[:3])}"
+        of += f"{', …' * (len(unknown) > 3)}): wk.attach takes roles={{pattern: role}}."
     return Fact("Weights", f"{numel:,.0f} in {tensors}", of)
 
 
@@ -99,8 +105,8 @@ def _coverage(run: Run) -> Fact:
         return Fact(
             "Recorded",
             records,
-            f"They measure {covered:,.0f} of {spanned:,.0f} steps, {covered / spanned:.1%}; averages stand "
-            "for the rest.",
+            f"They measure {covered:,.0f} of {spanned:,.0f} steps, {covered / spanned:.1%}, from the first "
+            "on; averages stand for the rest.",
         )
     usual = "one a step" if steps.max() <= 1 else f"each the exact sum over {np.median(steps):,.0f} steps"
     usual += " as a rule" if steps.min() < steps.max() else ""
@@ -119,7 +125,7 @@ def _summary_facts(group: Group) -> list[Fact]:
         Fact(
             f"Peak of {symbol}",
             f"{run.peak:.4g} at step {run.peak_step:,}",
-            f"Of the {of}: {_TARGETS[run.target]}.",
+            f"Of {'the ' * (of != 'all weights')}{of}: {_TARGETS[run.target]}.",
         ),
         Fact(
             f"Final {symbol} over peak",
@@ -140,8 +146,8 @@ def _summary_facts(group: Group) -> list[Fact]:
         ),
         Fact(
             "Time constant τ",
-            steps_in_words(run.tau),
-            f"1/(ηω) at the last learning rate: the steps over which weight decay forgets{rate}.",
+            steps_in_words(group.tau),
+            f"1/(ηω) at the highest learning rate: the steps over which weight decay forgets{rate}.",
         ),
         Fact(
             "Age Ση·ω",
@@ -195,7 +201,6 @@ def runs_table(runs: list[Run], label: str) -> Table:
         ("final/peak", "final_over_peak", ".3f", "1 where it rises to the end"),
         ("|net| at end", "net_at_end", ".1%", "over the absolute budget; under 10% is balance"),
         ("alignment/decay", "alignment_over_decay_at_end", ".3f", "at the end; over 1 grows"),
-        ("τ", "tau", ",.0f", "1/(ηω) at the end, steps"),
         ("age", "effective_age", ".3g", "Ση·ω over the run; about 3 is equilibrium"),
         (
             "equilibrium",
@@ -210,6 +215,7 @@ def runs_table(runs: list[Run], label: str) -> Table:
         ("phase at end", "as in the figures"),
     ]
     headings += [(heading, meaning) for heading, _, _, meaning in columns]
+    headings.append(("τ", "1/(ηω) at the highest rate, steps"))
     rows = []
     for run in runs:
         group = run.groups.get(label)
@@ -217,6 +223,7 @@ def runs_table(runs: list[Run], label: str) -> Table:
         row = [Cell(run.name), number(float(run.tensors.step[-1]), ",.0f")]
         row.append(Cell(NOTHING if group is None else str(group.phases[-1])))
         row += [_summary_cell(summary, name, digits) for _, name, digits, _ in columns]
+        row.append(Cell(NOTHING) if group is None else number(group.tau, ",.0f"))
         rows.append(row)
     return Table(headings, rows)
 
@@ -235,7 +242,7 @@ def tensors_table(run: Run) -> Table:
         *([("rounding", "measured Δ‖w‖² − forces, of the budget")] if whole.rounding is not None else []),
         *_SIGMAS,
     ]
-    named = {"k": tensors.k, "λ": tensors.scale}
+    named = {"k of role": tensors.k, "λ of role": tensors.scale}
     headings += [
         (name, "of the Weibull fit of the role, the last one")
         for name, column in named.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,6 +86,12 @@ class Group:
         if not len(step) or not np.isfinite(rate).all():
             return None
         return summarize_run(step, sums, scale, lr=rate, weight_decay=1.0)
+
+    @cached_property
+    def tau(self) -> float:
+        """1/(ηω) at the highest rate, in steps; infinite where nothing decays."""
+        rate = np.nanmax(self.decay_rate, initial=0.0)
+        return float(1 / rate) if rate > 0 else math.inf
 
     @cached_property
     def whole(self) -> ForceBudget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +20,18 @@ _KINDS = (
     "log(dict, step=) such as a wandb run, one with log_metrics(dict, step=) such as a Lightning logger, a "
     "TensorBoard SummaryWriter, a rich Console, or a function f(dict, step)"
 )
+
+
+def as_sinks(things: Iterable[Any]) -> list[Sink]:
+    """`as_sink` of each.
+
+    Raises:
+        TypeError: one of them is no sink, or they are not in a list.
+    """
+    if isinstance(things, (str, os.PathLike)) or not isinstance(things, Iterable):
+        sink = f"wk.ParquetSink({str(things)!r})" if isinstance(things, (str, os.PathLike)) else repr(things)
+        raise TypeError(f"sinks must be several, in a list, got {things!r}; write [{sink}]")
+    return [as_sink(thing) for thing in things]
 
 
 def as_sink(thing: Any) -> Sink:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..budget import Array, ForceBudget
-from .adapt import as_sink
+from .adapt import as_sinks
 from .protocol import Sink
 from .record_file import RecordFile
 
@@ -34,11 +34,9 @@ class Outbox:
     """
 
     def __init__(self, sinks: Iterable[Any], kept: int = 100) -> None:
-        if isinstance(sinks, str) or not isinstance(sinks, Iterable):
-            raise TypeError(f"sinks must be several, in a list, got {sinks!r}; write [{sinks!r}]")
         if kept < 1:
             raise ValueError(f"kept must be at least 1 record, got {kept}")
-        found = [as_sink(sink) for sink in sinks]
+        found = as_sinks(sinks)
         for sink in found:
             if isinstance(sink, RecordFile):
                 sink.open()  # a file that cannot be written says so now
