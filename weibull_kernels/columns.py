@@ -81,10 +81,10 @@ def on_host(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     What is at most [P] comes in one copy from each device: a copy costs the same few microseconds
     for one column as for all. A histogram comes by itself.
     """
-    tensors = {name: column.detach() for name, column in columns.items() if isinstance(column, Tensor)}
+    tensors = {name: column for name, column in columns.items() if isinstance(column, Tensor)}
     short = {name: column for name, column in tensors.items() if column.ndim <= 1}
     arrived = Transfer(short).wait()
-    arrived |= {name: column.cpu().numpy() for name, column in tensors.items() if name not in short}
+    arrived |= {name: column.detach().cpu().numpy() for name, column in tensors.items() if name not in short}
     return {name: arrived[name] if name in arrived else np.asarray(c) for name, c in columns.items()}
 
 
@@ -98,11 +98,10 @@ class Transfer:
         self._here: dict[str, Tensor] = {}
         by_device: dict[torch.device, dict[str, Tensor]] = {}
         for name, column in columns.items():
-            column = column.detach()
             if column.device.type == "cpu":
                 self._here[name] = column
             else:
-                by_device.setdefault(column.device, {})[name] = column
+                by_device.setdefault(column.device, {})[name] = column.detach()
         self._parcels = [_Parcel(there) for there in by_device.values()]
         self._names = tuple(columns)
 
@@ -120,7 +119,7 @@ class Transfer:
         found = dict(self._here)
         for parcel in self._parcels:
             found |= parcel.opened()
-        return {name: found[name].numpy() for name in self._names}
+        return {name: found[name].detach().numpy() for name in self._names}
 
 
 class _Parcel:

@@ -105,7 +105,8 @@ class StepHooks:
     def _begin(self, optimizer: Optimizer) -> None:
         with self._watched():
             self._on_step()
-            self._warn_of_numbers()
+            if self._unnumbered:
+                self._warn_of_numbers()
             if self._due:  # the step before never came to its end
                 self.probe.forget()
             self._due = (self.count + 1) % self.every == 0
@@ -147,12 +148,11 @@ class StepHooks:
 
     def _warn_of_numbers(self) -> None:
         """Of an optimizer that has made steps, nobody knows how many."""
-        if self._unnumbered:
-            self._unnumbered = False
-            _log.warning(
-                "the optimizer has made steps before and does not count them: its records begin with step 1. "
-                "To go on where a run stopped, load the state_dict() of its meter, as {'steps': [count]}"
-            )
+        self._unnumbered = False
+        _log.warning(
+            "the optimizer has made steps before and does not count them: its records begin with step 1. "
+            "To go on where a run stopped, load the state_dict() of its meter, as {'steps': [count]}"
+        )
 
     def _copied(self, memo: dict[int, Any]) -> Optimizer:
         """`copy.deepcopy` of the optimizer, as it would be without a meter, and then hooked as well."""

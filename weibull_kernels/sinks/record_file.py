@@ -26,7 +26,7 @@ from ..records import (
 )
 from .bookings import Bookings, rows_to_keep
 from .journal import Journal
-from .rows import as_batch, record_rows, take_out
+from .rows import as_batch, fields_of, record_rows, take_out
 
 _LOG = logging.getLogger("weibull_kernels")
 
@@ -52,6 +52,7 @@ class RecordFile(ABC):
         self._overwrite, self._append, self._opened = overwrite, append, False
         self._earlier: pa.Table | None = None
         self._schema: pa.Schema = None
+        self._fields: list[tuple[str, pa.DataType]] = []
         self._bookings = Bookings()
         self._journal = Journal(self._growing(self.path))
         # A script makes its sink on every process of a job, and one of them writes: there it is opened then.
@@ -88,7 +89,7 @@ class RecordFile(ABC):
             self._begin(budget, rows, types)
         else:
             take_out(rows, self._bookings.repeated(budget, rows))
-            self._journal.append(self._encoded(as_batch(rows, self._schema)))
+            self._journal.append(self._encoded(as_batch(rows, self._schema, self._fields)))
         self._bookings.enter(budget, rows)
 
     def close(self) -> None:
@@ -164,12 +165,12 @@ class RecordFile(ABC):
     def _fitting(self, types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
         """The types of the scalars, in the order of those before, if they are the same."""
         if self._schema is not None:
-            before, whose = self._schema, "first"
+            before, whose = self._fields, "first"
         elif self._earlier is not None and self._earlier.num_rows:
-            before, whose = self._earlier.schema, "earlier records"
+            before, whose = fields_of(self._earlier.schema), "earlier records"
         else:
             return types
-        known = {field.name: field.type for field in list(before)[len(COLUMNS) :]}
+        known = {name: kind for name, kind in before if name not in COLUMNS}
         if known == types:
             return known
         if strange := set(types) ^ set(known):
@@ -189,18 +190,19 @@ class RecordFile(ABC):
             kept = earlier.slice(0, rows_to_keep(earlier, rows))
             about = _resumed(earlier, self._about, rows["step"][0], earlier.num_rows - kept.num_rows)
         bookings, schema = Bookings(kept), schema_of(types, about)
+        fields = fields_of(schema)
         take_out(rows, bookings.repeated(budget, rows))
         content = [self._header(schema)]
         if kept is not None and kept.num_rows:
             kept = kept.select(schema.names).cast(schema)
             content += [self._encoded(batch) for batch in kept.to_batches()]
-        self._journal.begin([*content, self._encoded(as_batch(rows, schema))])
+        self._journal.begin([*content, self._encoded(as_batch(rows, schema, fields))])
         if earlier is not None and (gone := earlier["step"][0 if kept is None else kept.num_rows :]):
             _LOG.warning(
                 "%r goes on at step %d: %d rows of steps %d to %d, which the run makes again, are replaced",
                 *(self, rows["step"][0], len(gone), gone[0].as_py(), gone[-1].as_py()),
             )
-        self._bookings, self._schema, self._earlier = bookings, schema, None
+        self._bookings, self._schema, self._fields, self._earlier = bookings, schema, fields, None
 
 
 def _resumed(earlier: pa.Table, session: dict[str, Any], step: int, replaced: int) -> dict[str, Any]:
