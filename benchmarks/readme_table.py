@@ -84,6 +84,26 @@ def steps_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def meter_table(results: list[dict[str, Any]]) -> str:
+    """A row for every machine and way of attaching a meter to the demo's loop."""
+    lines = [
+        "| machine | with a meter, against without | a step, ms | more, % | quartiles |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for result in results:
+        for key, entry in result.get("meter", {}).items():
+            more = entry["overhead_percent"]
+            cells = [
+                result["machine"],
+                key,
+                f"{entry['ms_a_step']['median']:.3g}",
+                f"**{more['median']:+.1f}**",
+                f"{more['q1']:+.1f} … {more['q3']:+.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def fits_table(results: list[dict[str, Any]]) -> str:
     """A row for every machine and list of weights that were fitted."""
     lines = [
@@ -271,6 +291,7 @@ SECTIONS = {
     "widths": width_table,
     "transfer": transfer_table,
     "steps": steps_table,
+    "meter": meter_table,
     "fits": fits_table,
     "spectra": spectra_table,
     "benchmarks": tables,
