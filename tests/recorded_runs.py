@@ -3,6 +3,8 @@
 import numpy as np
 
 import weibull_kernels as wk
+from weibull_kernels.page.runs import make_run
+from weibull_kernels.records import read_records
 
 NAMES = (
     "gpt_neox.embed_in.weight",
@@ -64,3 +66,10 @@ def write_run(
                 scalars["scale"] = np.full(count, 0.9 + 0.001 * record if known else np.nan)
             sink.write(every * record, wk.ForceBudget(**columns, names=names), **scalars)
     return path
+
+
+def run_of(path, **options):
+    """A run of a page."""
+    return make_run(
+        "a run", read_records(write_run(path / f"{len(list(path.iterdir()))}.parquet", **options))
+    )
