@@ -205,6 +205,7 @@ def test_a_pickle_that_would_run_code_is_refused(zipped, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch 2.11, loading one
 @pytest.mark.parametrize(
     ("saved", "told"),
     [
@@ -372,6 +373,7 @@ def test_strides_are_read_in_the_order_of_the_indices(name, tmp_path):
     assert torch.equal(stored.load(), tensor)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # of torch 2.11
 def test_a_permuted_tensor_is_not_copied_whole_for_a_piece(tmp_path):
     torch.save({"w": torch.randn(1, 500, 400).permute(0, 2, 1)}, tmp_path / "m.pt")
     [stored] = open_checkpoint(tmp_path / "m.pt")

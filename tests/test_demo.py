@@ -46,8 +46,9 @@ def test_the_demo_leaves_records_and_pictures(tmp_path):
     assert run_metadata(records)["run"]["width"] == 32
     for picture in ("forces.png", "sigma.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n")
-    for said in ("sums over 2 steps", "transmission", "balance", "recording", "rounding", "closure"):
+    for said in ("sums over 2 steps", "transmission", "recording", "rounding", "closure"):
         assert said in result.output
+    assert any(phase in result.output for phase in wk.PHASES)  # which, depends on the version's own source
     assert command(out).exit_code == 0  # a second time over the first
 
 
