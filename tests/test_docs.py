@@ -77,6 +77,7 @@ def run_python(block, page, names, monkeypatch):
 # What torch says of itself, and Lightning of the small data of an example.
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated")
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # of torch 2.10, writing a checkpoint
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, request):
