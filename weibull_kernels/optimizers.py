@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
@@ -122,20 +122,38 @@ def read_optimizer(
     _require_known_update(optimizer)
     names = None if model is None else names_in(model)
     rates = _rates(lr, len(optimizer.param_groups))
+    by_torch = _module_of_step(optimizer) == _KNOWN_STEPS[0]
+    settings = [
+        settings_of(group, rate, by_torch=by_torch)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True)
+    ]
     rows: list[Row] = []
-    seen: set[int] = set()
-    for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
-        settings = settings_of(group, rate, by_torch=_module_of_step(optimizer) == _KNOWN_STEPS[0])
-        for position, parameter in enumerate(group["params"]):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            if names is not None:
-                name = _look_up(names, parameter, f"{index}.{position}")
-            else:
-                name = name_at(group, index, position)
-            rows.append(_row(name, parameter, optimizer.state.get(parameter, {}), group, settings))
+    for name, place, parameter, index, group in placed_parameters(optimizer):
+        name = (name or place) if names is None else _look_up(names, parameter, place)
+        rows.append(_row(name, parameter, optimizer.state.get(parameter, {}), group, settings[index]))
     return rows
+
+
+class PlacedParameter(NamedTuple):
+    """A parameter of an optimizer: its name in a named group, its place "group.index", its group."""
+
+    name: str | None
+    place: str
+    tensor: Tensor
+    group_index: int
+    group: dict[str, Any]
+
+
+def placed_parameters(optimizer: torch.optim.Optimizer) -> Iterator[PlacedParameter]:
+    """Every parameter once, in the order of the groups."""
+    seen: set[int] = set()
+    for index, group in enumerate(optimizer.param_groups):
+        named = group.get("param_names")
+        for position, parameter in enumerate(group["params"]):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                name = None if named is None else str(named[position])
+                yield PlacedParameter(name, f"{index}.{position}", parameter, index, group)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

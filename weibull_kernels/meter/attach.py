@@ -9,7 +9,7 @@ import torch
 
 from ..dispatch import find_kernel
 from ..names import Named
-from ..optimizers import require_no_own_shards
+from ..optimizers import placed_parameters, require_no_own_shards
 from ..processes import this_process
 from ..sinks.outbox import Outbox
 from ..tensors import require_readable
@@ -17,7 +17,7 @@ from .delivery import Delivery
 from .hooks import is_hooked
 from .labels import Labels
 from .meter import Meter
-from .probes import new_probe, placed_parameters
+from .probes import new_probe
 
 Optimizer = torch.optim.Optimizer
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ..budget import ForceBudget
+from ..optimizers import placed_parameters
 from ..tensors import column
-from .probes import Probe, placed_parameters
+from .probes import Probe
 
 Optimizer = torch.optim.Optimizer
 

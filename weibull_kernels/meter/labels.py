@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..budget import ForceBudget
 from ..dispatch import frames_to_the_caller
 from ..names import Named, pairs
-from .probes import PlacedParameter, placed_parameters
+from ..optimizers import PlacedParameter, placed_parameters
 
 _log = logging.getLogger("weibull_kernels")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,32 +10,10 @@ from torch import Tensor
 from ..adamw import AdamW
 from ..budget import ForceBudget
 from ..measure import forces_of, on_each_device
-from ..optimizers import read_optimizer, update_is_known
+from ..optimizers import PlacedParameter, placed_parameters, read_optimizer, update_is_known
 from ..shards import local_of
 from ..tensors import column, require_readable
 from .displacement import decays_decoupled, displacement_budget, lost_to_decay, snapshot
-
-
-class PlacedParameter(NamedTuple):
-    """A parameter of an optimizer: its name in a named group, its place "group.index", its group."""
-
-    name: str | None
-    place: str
-    tensor: Tensor
-    group_index: int
-    group: Mapping[str, Any]
-
-
-def placed_parameters(optimizer: torch.optim.Optimizer) -> Iterator[PlacedParameter]:
-    """Every parameter once, in the order of the groups."""
-    seen: set[int] = set()
-    for index, group in enumerate(optimizer.param_groups):
-        named = group.get("param_names")
-        for position, parameter in enumerate(group["params"]):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                name = None if named is None else str(named[position])
-                yield PlacedParameter(name, f"{index}.{position}", parameter, index, group)
 
 
 class Probe:
