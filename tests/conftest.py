@@ -28,6 +28,17 @@ def restore_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def mesh(tmp_path):
+    """A job of this process alone, and its device mesh."""
+    store = f"file://{tmp_path}/alone"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
 def pytest_terminal_summary(terminalreporter):
     """What was left out, and why, without being asked."""
     for reason in sorted({report.longrepr[2] for report in terminalreporter.stats.get("skipped", ())}):

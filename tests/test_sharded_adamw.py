@@ -5,21 +5,11 @@ import sharded_jobs
 import torch
 from ranks import end_of_ranks, run_ranks
 from sharded_jobs import Model, Training
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import weibull_kernels as wk
 
 FORCES = ("alignment", "injection", "decay", "coupling", "norm_sq")
-
-
-@pytest.fixture
-def mesh(tmp_path):
-    """Of this process alone."""
-    store = f"file://{tmp_path}/alone"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
 
 
 def columns(budget):

@@ -9,14 +9,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import weibull_kernels as wk
 from weibull_kernels.shards import is_sharded, local_of, over_shards
 
-
-@pytest.fixture(autouse=True)
-def mesh(tmp_path):
-    """Of this process alone."""
-    store = f"file://{tmp_path}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("mesh")
 
 
 def each_way(parameters):
