@@ -1,19 +1,11 @@
-// The sums over the entries of a tensor and its moments, read once.
+// What one pass over a tensor and its moments adds up.
 #pragma once
 
-#include <vector>
+#include <cstdint>
 
 #include "columns.h"
 
 namespace weibull {
-
-// One tensor with its AdamW moments. Without moments only the weight is read.
-struct Tensor {
-    Column weight, exp_avg, exp_avg_sq;
-    int64_t numel;
-    double scaled_eps;    // ε·√(1−β₂ᵗ)
-    double update_scale;  // √(1−β₂ᵗ)/(1−β₁ᵗ)
-};
 
 struct Sums {
     double weight_update = 0;      // Σ w·u
@@ -25,14 +17,22 @@ struct Sums {
     int64_t zero_count = 0;        // entries equal to 0
     int64_t non_finite_count = 0;  // infinities and NaN
 
-    void add(const Sums& part);
+    WK_INLINE void add(const Sums& part) {
+        weight_update += part.weight_update;
+        update_sq += part.update_sq;
+        weight_sq += part.weight_sq;
+        log_sum += part.log_sum;
+        log_sq_sum += part.log_sq_sum;
+        max_abs = max_abs > part.max_abs ? max_abs : part.max_abs;
+        zero_count += part.zero_count;
+        non_finite_count += part.non_finite_count;
+    }
 };
 
-struct InstructionSet;
-
-// One pass over all tensors by `threads` threads. `histograms` is null or holds kBins zeroed
-// counts for each tensor.
-std::vector<Sums> sum_tensors(const std::vector<Tensor>& tensors, int64_t* histograms,
-                              const InstructionSet& set, int threads);
+// A bin of the histogram of |w| is the exponent and the leading mantissa bits of |w| as a float32,
+// rounded towards zero: 64 bins an octave over every exponent but the last, which holds no finite
+// number. The first octave holds the subnormal numbers; zeros and non-finite entries are left out.
+constexpr int kBinBits = 6;
+constexpr int kBins = 255 << kBinBits;
 
 }  // namespace weibull

@@ -43,23 +43,27 @@ LEDGER_COLUMNS = (
 what follows are of the weights after the latest step, and `step` is the optimizer's count of it.
 """
 
-HYPERPARAMETERS = ("lr", "decay_factor", "beta1", "beta2", "eps", "sign")
-"""Of a param group: `decay_factor` is the c of w⁺ = c·w − η·u, `sign` the gradient's, −1 to maximize."""
+HYPERPARAMETERS = ("lr", "decay_factor", "beta1", "beta2", "eps", "sign", "float32_corrections")
+"""Of a param group: `decay_factor` is the c of w⁺ = c·w − η·u, `sign` the gradient's, −1 to maximize.
+
+`float32_corrections` is 1 where the optimizer rounded its 1 − βᵗ to float32, else 0.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class SteppedTensors:
-    """P tensors of one device that a kernel steps in place, for as long as they stay where they are.
+    """P tensors of one device that a kernel steps, or has just stepped, for as long as they stay there.
 
     Weights and moments have one shape a row; `max_exp_avg_sqs` is None for a row without amsgrad,
-    and `counts` are float32 0-dim tensors of the steps made so far. `groups` says which row of the
-    hyperparameters a tensor is stepped by, `places` which row of the ledger it is booked in.
+    and `counts` are float32 tensors of one entry on the device, the steps made so far. `groups` says
+    which row of the hyperparameters a tensor is stepped by, `places` which row of the ledger it is
+    booked in. Only what is measured and not stepped may be without moments (None): before its first step.
     `prepared` keeps what a backend works out for them once.
     """
 
     weights: Sequence[Tensor]
-    exp_avgs: Sequence[Tensor]
-    exp_avg_sqs: Sequence[Tensor]
+    exp_avgs: Sequence[Tensor | None]
+    exp_avg_sqs: Sequence[Tensor | None]
     max_exp_avg_sqs: Sequence[Tensor | None]
     counts: Sequence[Tensor]
     groups: Sequence[int]

@@ -4,12 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "adamw.h"
+#include "forces.h"
 #include "gram.h"
 #include "histogram.h"
 #include "instruction_sets.h"
@@ -108,13 +110,13 @@ enum SteppedColumn {
     kStepGradDtype,
     kSteppedColumns
 };
-constexpr int kHyperparameters = 6, kLedgerColumns = sizeof(LedgerRow) / sizeof(double);
+constexpr int kHyperparameters = 7, kLedgerColumns = sizeof(LedgerRow) / sizeof(double);
 
 void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::optional<DoubleArray> ledger,
            int64_t grad_scale, int64_t found_inf, const std::string& instruction_set, int threads) {
     require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 14]");
     require(hyperparameters.ndim() == 2 && hyperparameters.shape(1) == kHyperparameters,
-            "hyperparameters must be [G, 6]");
+            "hyperparameters must be [G, 7]");
     require(!ledger || (ledger->ndim() == 2 && ledger->shape(1) == kLedgerColumns), "ledger must be [L, 14]");
     const InstructionSet set = find_instruction_set(instruction_set);
     LedgerRow* const booked = ledger ? reinterpret_cast<LedgerRow*>(ledger->mutable_data()) : nullptr;
@@ -142,10 +144,57 @@ void adamw(const Int64Array& tensors, const DoubleArray& hyperparameters, std::o
                    pointer<float>(cell(i, kStepCount)),
                    booked ? booked + place : nullptr,
                    {number(group, 0), number(group, 1), number(group, 2), number(group, 3), number(group, 4),
-                    number(group, 5)}};
+                    number(group, 5), number(group, 6)}};
     }
     py::gil_scoped_release release;
     step_tensors(rows, pointer<const float>(grad_scale), pointer<const float>(found_inf), set, threads);
+}
+
+// The rows of a step that has just been made, from the same table: gradients and places are not looked at.
+DoubleArray forces(const Int64Array& tensors, const DoubleArray& hyperparameters,
+                   std::optional<Int64Array> histograms, const std::string& instruction_set, int threads) {
+    require(tensors.ndim() == 2 && tensors.shape(1) == kSteppedColumns, "tensors must be [P, 14]");
+    const int64_t count = tensors.shape(0);
+    require(hyperparameters.ndim() == 2 && hyperparameters.shape(1) == kHyperparameters,
+            "hyperparameters must be [G, 7]");
+    require(!histograms ||
+                (histograms->ndim() == 2 && histograms->shape(0) == count && histograms->shape(1) == kBins),
+            "histograms must be [P, BINS]");
+    const InstructionSet set = find_instruction_set(instruction_set);
+
+    std::vector<Measured> read(count);
+    const auto cell = tensors.unchecked<2>();
+    const auto number = hyperparameters.unchecked<2>();
+    for (int64_t i = 0; i < count; ++i) {
+        const auto column = [&](SteppedColumn address, SteppedColumn dtype) {
+            return Column{pointer<void>(cell(i, address)), Dtype(cell(i, dtype))};
+        };
+        const int64_t group = cell(i, kStepGroup);
+        require(0 <= group && group < hyperparameters.shape(0), "no such row of hyperparameters");
+        require(cell(i, kStepWeight) != 0 || cell(i, kStepNumel) == 0,
+                "a weight has no memory; was its storage freed?");
+        require(cell(i, kStepCount) != 0, "a count of steps has no memory");
+        require((cell(i, kStepExpAvg) == 0) == (cell(i, kStepExpAvgSq) == 0),
+                "a moment has no memory; was its storage freed?");
+        const bool amsgrad = cell(i, kStepMaxExpAvgSq) != 0;
+        read[i] = {column(kStepWeight, kStepWeightDtype),
+                   column(kStepExpAvg, kStepExpAvgDtype),
+                   amsgrad ? column(kStepMaxExpAvgSq, kStepMaxExpAvgSqDtype)
+                           : column(kStepExpAvgSq, kStepExpAvgSqDtype),
+                   cell(i, kStepNumel),
+                   double(*pointer<const float>(cell(i, kStepCount))),
+                   {number(group, 0), number(group, 1), number(group, 2), number(group, 3), number(group, 4),
+                    number(group, 5), number(group, 6)}};
+    }
+    int64_t* bins = histograms ? histograms->mutable_data() : nullptr;
+    std::vector<LedgerRow> rows;
+    {
+        py::gil_scoped_release release;
+        rows = forces_of(read, bins, set, threads);
+    }
+    DoubleArray found({count, int64_t(kLedgerColumns)});
+    if (count) std::memcpy(found.mutable_data(), rows.data(), rows.size() * sizeof(LedgerRow));
+    return found;
 }
 
 enum StateColumn { kStateAddress, kStateDtype, kStateColumns };
@@ -258,8 +307,11 @@ PYBIND11_MODULE(_cpu, module) {
                "One pass over tensors and their AdamW moments: float64 sums [P, 6] and int64 counts [P, 2].");
     module.def("adamw", &weibull::adamw, "tensors"_a, "hyperparameters"_a, "ledger"_a.noconvert(),
                "grad_scale"_a, "found_inf"_a, "instruction_set"_a, "threads"_a,
-               "One step of AdamW on tensors [P, 14] by hyperparameters [G, 6], in place, booked in the "
+               "One step of AdamW on tensors [P, 14] by hyperparameters [G, 7], in place, booked in the "
                "ledger [L, 14] or None.");
+    module.def("forces", &weibull::forces, "tensors"_a, "hyperparameters"_a, "histograms"_a,
+               "instruction_set"_a, "threads"_a,
+               "The rows float64 [P, 14] of a ledger of the step just made on tensors [P, 14].");
     module.def(
         "gram", &weibull::gram, "columns"_a, "count"_a, "instruction_set"_a,
         "The Gram matrix float64 [K, K] of the first of K columns and of the differences of neighbours, "

@@ -5,9 +5,10 @@
 #include <functional>
 #include <vector>
 
-#include "columns.h"
-
 namespace weibull {
+
+// Partial sums belong to a chunk, never to a thread: the total does not depend on who did what.
+constexpr int64_t kChunk = 16384;
 
 // Chunks of kChunk entries a thread takes at a time: neighbours in memory, and rare enough to count with an
 // atomic.

@@ -4,6 +4,7 @@
 
 #include "instruction_sets.h"
 #include "subnormals.h"
+#include "threads.h"
 
 namespace weibull {
 namespace {

@@ -1,24 +1,11 @@
 #include "sums.h"
 
-#include <algorithm>
-
 #include "histogram.h"
 #include "instruction_sets.h"
 #include "subnormals.h"
 #include "threads.h"
 
 namespace weibull {
-
-void Sums::add(const Sums& part) {
-    weight_update += part.weight_update;
-    update_sq += part.update_sq;
-    weight_sq += part.weight_sq;
-    log_sum += part.log_sum;
-    log_sq_sum += part.log_sq_sum;
-    max_abs = std::max(max_abs, part.max_abs);
-    zero_count += part.zero_count;
-    non_finite_count += part.non_finite_count;
-}
 
 std::vector<Sums> sum_tensors(const std::vector<Tensor>& tensors, int64_t* histograms,
                               const InstructionSet& set, int threads) {

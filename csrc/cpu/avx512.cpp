@@ -32,7 +32,7 @@ WK_INLINE Doubles read_as_double(const float* from) { return _mm512_cvtps_pd(_mm
 WK_INLINE Doubles read_as_double(const double* from) { return _mm512_loadu_pd(from); }
 
 #include "lanes.h"
-#include "entry.h"
+#include "../entry.h"
 #include "blocks.h"
 #include "running.h"
 #include "sum_chunk.h"

@@ -6,6 +6,9 @@ struct StepLanes {
     Lanes<T> grad_scale, sign, gain1, gain2, beta2, scaled_eps, rate, decay_factor;
     bool near_mean, unscales;
 
+    WK_INLINE Lanes<T> faded(const Lanes<T>& v) const { return beta2 * v; }
+    WK_INLINE Lanes<T> decayed(const Lanes<T>& w) const { return decay_factor * w; }
+
     WK_INLINE explicit StepLanes(const StepNumbers& n)
         : grad_scale(T(n.grad_scale)),
           sign(T(n.sign)),
@@ -44,8 +47,8 @@ struct Entries {
 
 // Steps `count` entries in memory, whole lanes, and keeps the weights of before.
 template <class T>
-WK_INLINE void step_lanes(Squares& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
-    Squares sums = squares;  // in registers
+WK_INLINE void step_lanes(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
+    Squares<Lanes<double>> sums = squares;  // in registers
     for (int64_t i = 0; i < count; i += kLanes) {
         prefetch(at.weight + i);
         prefetch(at.grad + i);
@@ -57,8 +60,8 @@ WK_INLINE void step_lanes(Squares& squares, const Entries<T>& at, int64_t count,
             g.store(at.grad + i);
         }
         g = g * n.sign;
-        const Lanes<T> m = lerp(Lanes<T>::load(at.exp_avg + i), g, n.gain1, n.near_mean);
-        const Lanes<T> v = multiply_add(n.gain2 * g, g, n.beta2 * Lanes<T>::load(at.exp_avg_sq + i));
+        Lanes<T> m = Lanes<T>::load(at.exp_avg + i), v = Lanes<T>::load(at.exp_avg_sq + i);
+        step_moments(n, g, m, v);
         m.store(at.exp_avg + i);
         v.store(at.exp_avg_sq + i);
         Lanes<T> largest = v;
@@ -71,14 +74,14 @@ WK_INLINE void step_lanes(Squares& squares, const Entries<T>& at, int64_t count,
         const Lanes<T> w = Lanes<T>::load(at.weight + i);
         w.store(at.before + i);
         sums.add(to_double(w), to_double(u));
-        multiply_add(negated(n.rate), u, n.decay_factor * w).store(at.weight + i);
+        step_weight(n, w, u).store(at.weight + i);
     }
     squares = sums;
 }
 
 // The same for any `count`, the last lanes filled up.
 template <class T>
-WK_INLINE void step_block(Squares& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
+WK_INLINE void step_block(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
     const int64_t rest = count % kLanes, whole = count - rest;
     if (whole) step_lanes(squares, at, whole, n);
     if (!rest) return;

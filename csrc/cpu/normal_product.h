@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "columns.h"
+#include "../columns.h"
 
 namespace weibull {
 

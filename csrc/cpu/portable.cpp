@@ -37,7 +37,7 @@ WK_INLINE Doubles read_as_double(const float* from) { return Doubles{double(from
 WK_INLINE Doubles read_as_double(const double* from) { return Doubles{from[0], from[1]}; }
 
 #include "lanes.h"
-#include "entry.h"
+#include "../entry.h"
 #include "blocks.h"
 #include "running.h"
 #include "sum_chunk.h"

@@ -4,15 +4,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "sums.h"
+#include "../columns.h"
+#include "../sums.h"
 
 namespace weibull {
-
-// A bin is the exponent and the leading mantissa bits of |w| as a float32, rounded towards
-// zero: 64 bins an octave over every exponent but the last, which holds no finite number. The
-// first octave holds the subnormal numbers; zeros and non-finite entries are left out.
-constexpr int kBinBits = 6;
-constexpr int kBins = 255 << kBinBits;
 
 // Counts entries into one row of the result at a time.
 class Histogram {

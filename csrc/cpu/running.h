@@ -1,61 +1,11 @@
 // The running sums over the entries of a chunk. Included once per instruction set, inside its
 // namespace.
 
-// The running lanes of ⟨w,u⟩, ‖u‖² and ‖w‖².
-struct Squares {
-    Lanes<double> weight_update{0.0}, update_sq{0.0}, weight_sq{0.0};
-
-    WK_INLINE Squares() {}  // a constructor left to the compiler misses the target pragma
-
-    WK_INLINE void add(const Lanes<double>& w) { weight_sq = multiply_add(w, w, weight_sq); }
-
-    WK_INLINE void add(const Lanes<double>& w, const Lanes<double>& u) {
-        add(w);
-        weight_update = multiply_add(w, u, weight_update);
-        update_sq = multiply_add(u, u, update_sq);
-    }
-};
-
-// The running lanes of the logarithms: ln|w| = e·ln 2 + p with e the exponent and p the
-// logarithm of the mantissa. Over a block the sums of e and e² are exact in T, those with p are
-// rounded kBlock/16 times; then they go to double. To add e·ln 2 and p entry by entry would
-// round away 4e-6 near ln|w| = −70.
-template <class Real>
-struct Logs {
-    Lanes<Real> e{0}, e_sq{0}, p{0}, p_sq{0}, ep{0};
-
-    WK_INLINE Logs() {}
-
-    template <class T>
-    WK_INLINE void add(const Lanes<Int<T>>& normal, const Lanes<Int<T>>& scaled_by) {
-        using F = Format<T>;
-        const Lanes<Int<T>> exponent =
-            shift_right<F::kMantissaBits>(normal - Lanes<Int<T>>(F::kThreeQuarters));
-        const Lanes<T> mantissa = bit_cast<T>(normal - shift_left<F::kMantissaBits>(exponent));
-        const Lanes<T> exponent_ = convert<T>(exponent + scaled_by);
-        const Lanes<T> log = log1p_polynomial(mantissa - Lanes<T>(T(1)));
-        e = e + exponent_;
-        e_sq = multiply_add(exponent_, exponent_, e_sq);
-        p = p + log;
-        p_sq = multiply_add(log, log, p_sq);
-        ep = multiply_add(exponent_, log, ep);
-    }
-
-    template <class T>
-    WK_INLINE void add(const Logs<T>& block) {
-        e = e + to_double(block.e);
-        e_sq = e_sq + to_double(block.e_sq);
-        p = p + to_double(block.p);
-        p_sq = p_sq + to_double(block.p_sq);
-        ep = ep + to_double(block.ep);
-    }
-};
-
 // Everything a chunk adds up.
 template <class T>
 struct Running {
-    Squares squares;
-    Logs<double> logs;
+    Squares<Lanes<double>> squares;
+    Logs<Lanes<double>> logs;
     Lanes<Int<T>> largest{0}, zero_count{0}, non_finite_count{0};
     int64_t padding = 0;  // zeros that no tensor holds
 
@@ -69,7 +19,7 @@ template <class T>
 WK_INLINE void add_any_weights(Running<T>& running, const T* weight, int64_t count) {
     using F = Format<T>;
     using I = Lanes<Int<T>>;
-    Logs<T> logs;
+    Logs<Lanes<T>> logs;
     for (int64_t i = 0; i < count; i += kLanes) {
         const I bits = bit_cast<Int<T>>(Lanes<T>::load(weight + i)) & I(F::kMagnitude);
         const I is_zero = less(bits, I(1)), is_non_finite = less(I(F::kInfinity - 1), bits);
@@ -91,7 +41,7 @@ template <class T>
 WK_INLINE void add_weights(Running<T>& running, const T* weight, int64_t count) {
     using F = Format<T>;
     using I = Lanes<Int<T>>;
-    Logs<T> logs;
+    Logs<Lanes<T>> logs;
     I largest{0};
     for (int64_t i = 0; i < count; i += kLanes) {
         const I bits = bit_cast<Int<T>>(Lanes<T>::load(weight + i)) & I(F::kMagnitude);
@@ -123,10 +73,14 @@ WK_INLINE void finish(const Running<T>& running, Sums& sums) {
     sums.weight_update = sum_of_lanes(running.squares.weight_update);
     sums.update_sq = sum_of_lanes(running.squares.update_sq);
     sums.weight_sq = sum_of_lanes(running.squares.weight_sq);
-    const Logs<double>& logs = running.logs;
-    sums.log_sum = kLn2 * sum_of_lanes(logs.e) + sum_of_lanes(logs.p);
-    sums.log_sq_sum =
-        kLn2 * kLn2 * sum_of_lanes(logs.e_sq) + 2 * kLn2 * sum_of_lanes(logs.ep) + sum_of_lanes(logs.p_sq);
+    Logs<double> logs;
+    logs.e = sum_of_lanes(running.logs.e);
+    logs.e_sq = sum_of_lanes(running.logs.e_sq);
+    logs.p = sum_of_lanes(running.logs.p);
+    logs.p_sq = sum_of_lanes(running.logs.p_sq);
+    logs.ep = sum_of_lanes(running.logs.ep);
+    sums.log_sum = log_sum(logs);
+    sums.log_sq_sum = log_sq_sum(logs);
     sums.zero_count = sum_of_lanes(running.zero_count) - running.padding;
     sums.non_finite_count = sum_of_lanes(running.non_finite_count);
     const Int<T> largest = max_of_lanes(running.largest);

@@ -3,29 +3,10 @@
 
 #include <vector>
 
-#include "columns.h"
-#include "sums.h"
+#include "../columns.h"
+#include "../step.h"
 
 namespace weibull {
-
-// What a param group is set to.
-struct Hyperparameters {
-    double lr;
-    double decay_factor;  // c of w⁺ = c·w − η·u, as torch rounds it
-    double beta1, beta2, eps;
-    double sign;  // of the gradient: −1 to maximize
-};
-
-// The columns of a tensor's row in the ledger, all double. The order is shared with
-// weibull_kernels/kernels/interface.py.
-struct LedgerRow {
-    double alignment, injection, decay, coupling;  // summed over the steps of the interval
-    double change;                                 // likewise, Δ‖w‖² as measured
-    double steps;                                  // in the interval
-    double norm_sq_start, norm_sq;                 // ‖w‖² before the interval and now
-    double log_sum, log_sq_sum, max_abs, zero_count, non_finite_count;  // of the weights now
-    double step;                                                        // the optimizer's count
-};
 
 // One tensor about to be stepped.
 struct Stepped {
@@ -46,11 +27,6 @@ struct StepNumbers {
     double rate;          // η·√(1−β₂ᵗ)/(1−β₁ᵗ), of the raw update
     double decay_factor;
     bool unscales;  // the gradient is divided by grad_scale and written back so
-};
-
-// ⟨w,u⟩, ‖u‖² and ‖w‖² before the step, the rest after it; and Σ(w⁺−w)(w⁺+w), entry by entry.
-struct StepSums : Sums {
-    double change = 0;
 };
 
 struct InstructionSet;

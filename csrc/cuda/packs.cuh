@@ -1,0 +1,174 @@
+// A few neighbouring entries of a column at a time, as one thread loads and stores them, whatever the
+// dtype.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../columns.h"
+#include "scalar.h"
+#include "tuning.h"
+
+namespace weibull {
+namespace cuda {
+
+// The entries of a pack in the arithmetic T: eight floats or four doubles.
+template <class T>
+constexpr int kPack = kPackBytes / sizeof(T);
+
+// Hides from the compiler that a number never changes: of a loop it would make a copy for every
+// combination of such numbers, and of those copies more for the next.
+__device__ __forceinline__ int hidden(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
+// Where a column of a tensor lies.
+struct Memory {
+    char* data;
+    Dtype dtype;
+
+    // From entry `begin` on of the column at an address.
+    __device__ Memory(int64_t address, Dtype dtype, int64_t begin)
+        : data(reinterpret_cast<char*>(address)), dtype(dtype) {
+        data += begin * entry_bytes();
+    }
+    // As a loop is to use it.
+    __device__ __forceinline__ Memory in_loop() const {
+        return {reinterpret_cast<int64_t>(data), Dtype(hidden(int(dtype))), 0};
+    }
+    __device__ int entry_bytes() const {
+        return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+    }
+    __device__ char* at(int entry) const { return data + entry * entry_bytes(); }
+};
+
+__device__ __forceinline__ float from_bfloat16(uint32_t bits) { return __uint_as_float(bits << 16); }
+__device__ __forceinline__ float from_float16(uint32_t bits) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+// Rounded to the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ uint32_t to_bfloat16(float value) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ __forceinline__ uint32_t to_float16(float value) {
+    return __half_as_ushort(__float2half_rn(value));
+}
+
+// Reads and writes of global memory: an address that comes from a table does not tell where it points. What
+// is read once need not stay in the caches.
+template <class Word>
+__device__ __forceinline__ Word read(const char* at) {
+    return __ldcs(reinterpret_cast<const Word*>(at));
+}
+template <class Word>
+__device__ __forceinline__ void write(char* at, Word word) {
+    __stwb(reinterpret_cast<Word*>(at), word);
+}
+
+// The bytes of a pack as they lie in memory. Columns are loaded so before anything is done with them:
+// then the loads of all are under way together.
+struct Raw {
+    uint32_t word[8];
+};
+
+template <class T>
+__device__ __forceinline__ Raw load_raw(const Memory& from, int entry) {
+    const char* at = from.at(entry);
+    const int bytes = kPack<T> * from.entry_bytes();
+    Raw raw;
+    if (kPack<T> <= 4 && bytes == 8) {
+        const uint2 part = read<uint2>(at);
+        raw.word[0] = part.x, raw.word[1] = part.y;
+        return raw;
+    }
+    const uint4 low = read<uint4>(at);
+    raw.word[0] = low.x, raw.word[1] = low.y, raw.word[2] = low.z, raw.word[3] = low.w;
+    if (bytes == 32) {
+        const uint4 high = read<uint4>(at + 16);
+        raw.word[4] = high.x, raw.word[5] = high.y, raw.word[6] = high.z, raw.word[7] = high.w;
+    }
+    return raw;
+}
+
+template <class T>
+__device__ __forceinline__ void store_raw(const Memory& to, int entry, const Raw& raw) {
+    char* at = to.at(entry);
+    const int bytes = kPack<T> * to.entry_bytes();
+    if (kPack<T> <= 4 && bytes == 8) {
+        write(at, make_uint2(raw.word[0], raw.word[1]));
+        return;
+    }
+    write(at, make_uint4(raw.word[0], raw.word[1], raw.word[2], raw.word[3]));
+    if (bytes == 32) write(at + 16, make_uint4(raw.word[4], raw.word[5], raw.word[6], raw.word[7]));
+}
+
+template <class T>
+__device__ __forceinline__ void widen(const Raw& raw, Dtype dtype, T (&to)[kPack<T>]) {
+    if (dtype == Dtype::kBfloat16) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i)
+            to[i] = T(from_bfloat16(i % 2 ? raw.word[i / 2] >> 16 : raw.word[i / 2] & 0xffff));
+    } else if (dtype == Dtype::kFloat16) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i)
+            to[i] = T(from_float16(i % 2 ? raw.word[i / 2] >> 16 : raw.word[i / 2] & 0xffff));
+    } else if (sizeof(T) == 4 || dtype == Dtype::kFloat32) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i) to[i] = T(__uint_as_float(raw.word[i]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i)
+            to[i] = T(__hiloint2double(int(raw.word[2 * i % 8 + 1]), int(raw.word[2 * i % 8])));
+    }
+}
+
+// Rounded to what the column holds.
+template <class T>
+__device__ __forceinline__ Raw narrowed(const T (&from)[kPack<T>], Dtype dtype) {
+    Raw raw;
+    if (dtype == Dtype::kBfloat16) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; i += 2)
+            raw.word[i / 2] = to_bfloat16(float(from[i])) | to_bfloat16(float(from[i + 1])) << 16;
+    } else if (dtype == Dtype::kFloat16) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; i += 2)
+            raw.word[i / 2] = to_float16(float(from[i])) | to_float16(float(from[i + 1])) << 16;
+    } else if (sizeof(T) == 4 || dtype == Dtype::kFloat32) {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i) raw.word[i] = __float_as_uint(float(from[i]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < kPack<T>; ++i) {
+            raw.word[2 * i % 8] = uint32_t(__double2loint(double(from[i])));
+            raw.word[2 * i % 8 + 1] = uint32_t(__double2hiint(double(from[i])));
+        }
+    }
+    return raw;
+}
+
+// One entry at a time, for what is not aligned or not whole.
+template <class T>
+__device__ __forceinline__ T load_entry(const Memory& from, int entry) {
+    const char* at = from.at(entry);
+    if (sizeof(T) == 8 && from.dtype == Dtype::kFloat64) return T(read<double>(at));
+    if (from.dtype == Dtype::kFloat32) return T(read<float>(at));
+    const uint32_t half = read<unsigned short>(at);
+    return T(from.dtype == Dtype::kBfloat16 ? from_bfloat16(half) : from_float16(half));
+}
+
+template <class T>
+__device__ __forceinline__ void store_entry(const Memory& to, int entry, T value) {
+    char* at = to.at(entry);
+    if (sizeof(T) == 8 && to.dtype == Dtype::kFloat64)
+        write(at, double(value));
+    else if (to.dtype == Dtype::kFloat32)
+        write(at, float(value));
+    else
+        write(at, static_cast<unsigned short>(to.dtype == Dtype::kBfloat16 ? to_bfloat16(float(value))
+                                                                           : to_float16(float(value))));
+}
+
+}  // namespace cuda
+}  // namespace weibull

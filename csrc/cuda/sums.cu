@@ -1,0 +1,183 @@
+// One pass over tensors and their moments: the sums of every chunk, then of every tensor.
+#include "device.cuh"
+#include "launch.h"
+#include "shares.cuh"
+
+namespace weibull {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = kSumThreads, kWarps = kThreads / kWarp;
+
+// What is read of a tensor from an entry on: of amsgrad's second moments the largest.
+struct Columns {
+    Memory weight, exp_avg, exp_avg_sq;
+    bool has_moments, aligned;
+
+    __device__ Columns(const Row& row, int64_t begin)
+        : weight(row.weight, row.dtype(kOfWeight), begin),
+          exp_avg(row.exp_avg, row.dtype(kOfExpAvg), begin),
+          exp_avg_sq(row.max_exp_avg_sq ? row.max_exp_avg_sq : row.exp_avg_sq,
+                     row.dtype(row.max_exp_avg_sq ? kOfMaxExpAvgSq : kOfExpAvgSq), begin),
+          has_moments(row.exp_avg != 0),
+          aligned(((row.weight | row.exp_avg | row.exp_avg_sq | row.max_exp_avg_sq) & 15) == 0) {}
+
+    __device__ __forceinline__ Columns in_loop() const {
+        Columns same = *this;
+        for (Memory* column : {&same.weight, &same.exp_avg, &same.exp_avg_sq}) *column = column->in_loop();
+        same.has_moments = hidden(has_moments);
+        return same;
+    }
+};
+
+// One chunk of a tensor by one warp.
+template <class T, bool kHistogram>
+__device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T scaled_eps, const Bins& bins,
+                                          Sums* partial) {
+    const int whole = columns.aligned ? count / kPack<T> * kPack<T> : 0, lane = threadIdx.x % kWarp;
+    scalar::Squares<double> squares;
+    Statistics<T> statistics;
+#pragma unroll 1
+    for (int i = lane * kPack<T>; i < count; i += kWarp * kPack<T>) {
+        const Columns at = columns.in_loop();
+        T w[kPack<T>], m[kPack<T>], v[kPack<T>];
+        if (i < whole) {
+            const Raw raw_w = load_raw<T>(at.weight, i);
+            if (at.has_moments) {
+                const Raw raw_m = load_raw<T>(at.exp_avg, i);
+                const Raw raw_v = load_raw<T>(at.exp_avg_sq, i);
+                widen(raw_m, at.exp_avg.dtype, m);
+                widen(raw_v, at.exp_avg_sq.dtype, v);
+            }
+            widen(raw_w, at.weight.dtype, w);
+        } else {
+            // Entries beyond the end come as w = m = 0, v = 1.
+#pragma unroll
+            for (int k = 0; k < kPack<T>; ++k) {
+                const bool held = i + k < count;
+                w[k] = held ? load_entry<T>(at.weight, i + k) : T(0);
+                m[k] = held && at.has_moments ? load_entry<T>(at.exp_avg, i + k) : T(0);
+                v[k] = held && at.has_moments ? load_entry<T>(at.exp_avg_sq, i + k) : T(1);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < kPack<T>; ++k) {
+            if (at.has_moments)
+                squares.add(double(w[k]), double(scalar::raw_update(m[k], v[k], scaled_eps)));
+            else
+                squares.add(double(w[k]));
+        }
+        statistics.template add<kHistogram>(w, count - i, bins);
+    }
+    Sums sums;
+    finish(squares, statistics, sums);
+    if (lane == 0) *partial = sums;
+}
+
+__device__ __forceinline__ double scaled_eps_of(const Measured& measured, const Row& row, int index) {
+    if (measured.scaled_eps) return measured.scaled_eps[index];
+    const double step = row.count ? *reinterpret_cast<const float*>(row.count) : 0;
+    if (step == 0) return 1;
+    const Hyperparameters& set = measured.sets[row.group];
+    return set.eps * corrections_of(set, step).root;
+}
+
+__device__ void clear(unsigned* window) {
+    for (int i = threadIdx.x; i < kWindow; i += blockDim.x) window[i] = 0;
+    __syncthreads();
+}
+
+__device__ void flush(const unsigned* window, unsigned long long* row) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kWindow; i += blockDim.x)
+        if (window[i]) atomicAdd(row + kFirstBin + i, static_cast<unsigned long long>(window[i]));
+    __syncthreads();
+}
+
+// All chunks of the rows whose arithmetic is T.
+template <class T, bool kHistogram>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kSumBlocks : 1)
+    sum_chunks(Table table, Measured measured, Sums* partials, unsigned long long* histograms) {
+    __shared__ unsigned window[kHistogram ? kWindow : 1];
+    for_each_stretch(table, [&](int index, int first, int last) {
+        const Row& row = table.rows[index];
+        if (is_wide(row) != (sizeof(T) == 8)) return;
+        const Bins bins{window, kHistogram ? histograms + int64_t(index) * kBins : nullptr};
+        if (kHistogram) clear(window);
+        const T scaled_eps = T(scaled_eps_of(measured, row, index));
+        for (int chunk = first_of_warp<kWarps>(first); chunk < last; chunk += kWarps) {
+            const Span span(row, chunk);
+            sum_chunk<T, kHistogram>(Columns(row, span.begin), span.count, scaled_eps, bins,
+                                     partials + chunk);
+        }
+        if (kHistogram) flush(window, bins.row);
+    });
+}
+
+// The sums of one tensor, [8] double: of the update as torch has it where `scales` says by how much.
+__global__ void __launch_bounds__(kCombining)
+    combine_sums(Table table, const Sums* partials, const double* scales, double* sums) {
+    const Sums total = combined(partials, table.rows[blockIdx.x]);
+    if (threadIdx.x) return;
+    const double scale = scales[blockIdx.x];
+    double* row = sums + blockIdx.x * 8;
+    row[0] = scale * total.weight_update;
+    row[1] = scale * scale * total.update_sq;
+    row[2] = total.weight_sq;
+    row[3] = total.log_sum;
+    row[4] = total.log_sq_sum;
+    row[5] = total.max_abs;
+    row[6] = double(total.zero_count);
+    row[7] = double(total.non_finite_count);
+}
+
+// The forces of one tensor's last step.
+__global__ void __launch_bounds__(kCombining)
+    combine_forces(Table table, const Sums* partials, const Hyperparameters* sets, LedgerRow* ledger) {
+    const Row& row = table.rows[blockIdx.x];
+    const Sums total = combined(partials, row);
+    if (threadIdx.x) return;
+    const double step = row.count ? *reinterpret_cast<const float*>(row.count) : 0;
+    ledger[blockIdx.x] = row_after_step(total, sets[row.group], step);
+}
+
+template <class T>
+void launch_chunks(const Launch& launch, const Table& table, const Measured& measured, Sums* partials,
+                   unsigned long long* histograms) {
+    const auto kernel = histograms ? sum_chunks<T, true> : sum_chunks<T, false>;
+    const int blocks = histograms ? blocks_of(sum_chunks<T, true>, launch, kThreads, table.chunks)
+                                  : blocks_of(sum_chunks<T, false>, launch, kThreads, table.chunks);
+    kernel<<<blocks, kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
+    check(cudaGetLastError(), "the sums of the chunks cannot be launched");
+}
+
+void launch_all_chunks(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
+                       bool any_narrow, Sums* partials, unsigned long long* histograms) {
+    if (table.chunks == 0) return;
+    if (any_narrow) launch_chunks<float>(launch, table, measured, partials, histograms);
+    if (any_wide) launch_chunks<double>(launch, table, measured, partials, histograms);
+}
+
+}  // namespace
+
+void launch_sums(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
+                 bool any_narrow, Sums* partials, const double* scales, double* sums,
+                 unsigned long long* histograms) {
+    if (table.size == 0) return;
+    const OnDevice on(launch.device);
+    launch_all_chunks(launch, table, measured, any_wide, any_narrow, partials, histograms);
+    combine_sums<<<unsigned(table.size), kCombining, 0, launch.stream>>>(table, partials, scales, sums);
+    check(cudaGetLastError(), "the sums of the tensors cannot be launched");
+}
+
+void launch_forces(const Launch& launch, const Table& table, const Hyperparameters* sets, bool any_wide,
+                   bool any_narrow, Sums* partials, LedgerRow* ledger, unsigned long long* histograms) {
+    if (table.size == 0) return;
+    const OnDevice on(launch.device);
+    launch_all_chunks(launch, table, {nullptr, sets}, any_wide, any_narrow, partials, histograms);
+    combine_forces<<<unsigned(table.size), kCombining, 0, launch.stream>>>(table, partials, sets, ledger);
+    check(cudaGetLastError(), "the forces of the tensors cannot be launched");
+}
+
+}  // namespace cuda
+}  // namespace weibull
