@@ -36,7 +36,7 @@ check: .venv/ready
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/readme_table.py --check
-	@# The CUDA kernels take minutes and are in .venv by now.
+	@# The CUDA kernels have been compiled for .venv.
 	WEIBULL_KERNELS_CUDA=0 $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends()); assert wk.backends()[1].available"
 	! command -v nvcc >/dev/null || $(BIN)/python -c "import weibull_kernels._cuda"

@@ -1,10 +1,14 @@
-"""Everything that needs a GPU: builds what it can, tests on the device, measures, writes a file.
+"""Everything that needs a GPU: builds for it, tests on it, measures, and writes a file and a table.
 
-    python3 benchmarks/gpu.py             # what `make gpu` runs, with that python's own torch
-    python3 benchmarks/gpu.py --rehearse  # the measurements on a CPU with tiny lists; writes nothing
+    python3 benchmarks/gpu.py                       # what `make gpu` runs, with that python's own torch
+    python3 benchmarks/gpu.py --only forces,steps   # some of its sections
+    python3 benchmarks/gpu.py --rehearse            # all sections on a CPU with tiny lists; keeps nothing
 
-Exit codes: 0 done; 1 a test failed or a result was wrong; 3 there is no CUDA device, or no torch
-(`make gpu` names it and exits with make's own 2).
+Sections, in order: build, tests, sanitizer, forces, histogram, host, steps, training. What each does to the
+device the next one does not see, since it has processes of its own, and its results are in the file at once.
+
+Exit codes: 0 done; 1 a test failed, a result was wrong, a section broke or was left out; 3 there is no CUDA
+device, or no torch (`make gpu` names it and exits with make's own 2).
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,228 +38,238 @@ except ImportError:
     print(f"{sys.executable} has no torch: nothing to run (exit code {NO_DEVICE})")
     sys.exit(NO_DEVICE)
 
-ROUNDS = 15
-# For so many clock cycles the device waits before each measured call, so that the host has
-# enqueued it all before the first kernel starts: 10 ms, longer than any of our calls takes.
-HOLD = 20_000_000
+Entries = Iterator[tuple[str, Any]]
+
+# Seconds that each section may take. Those that measure make fewer rounds and leave lists out before
+# they take longer; none is given less than `_LEAST`.
+SECONDS = {
+    "build": 150,
+    "tests": 120,
+    "sanitizer": 60,
+    "forces": 90,
+    "histogram": 12,
+    "host": 12,
+    "steps": 40,
+    "training": 40,
+}
+_CHECKS = ("build", "tests", "sanitizer")
+_LEAST = 8
+_REHEARSAL = 60
 
 
-def build_extension() -> None:
-    """Builds the CPU extension in place; says so and goes on where that is not possible."""
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    built = done.returncode == 0 and any((ROOT / "weibull_kernels").glob("_cpu*.so"))
-    reason = (done.stderr.strip().splitlines() or ["setup.py built nothing"])[-1]
-    print("built the CPU extension" if built else f"going on without the CPU extension: {reason}")
+def _build(device: str, seconds: float) -> Entries:
+    import gpu_checks
+
+    yield from gpu_checks.build(device).items()
 
 
-def run_device_tests() -> bool:
-    """Whether tests/gpu passes."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--noconftest",
-        "tests/gpu",
-    ]  # conftest is for the interpreter
-    # pytest's 5 says that there were no tests: not a pass.
-    return subprocess.run(command, cwd=ROOT).returncode == 0
+def _tests(device: str, seconds: float) -> Entries:
+    import gpu_checks
+
+    yield from gpu_checks.device_tests(device, seconds).items()
 
 
-def cuda_clock(contender: Callable[[], object]) -> dict[str, float]:
-    """Device time, host time until the call returns, and wall time until the device is done, in ms.
+def _sanitizer(device: str, seconds: float) -> Entries:
+    import gpu_checks
 
-    Device time has the host's launches out of the way as far as the launch queue is deep:
-    thousands of small launches still starve the device, and that time is theirs.
-    """
-    torch.cuda.synchronize()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(HOLD)
-    start.record()
-    begun = time.perf_counter()
-    contender()
-    host = time.perf_counter() - begun
-    end.record()
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    contender()
-    torch.cuda.synchronize()
-    wall = time.perf_counter() - begun
-    return {"device_ms": start.elapsed_time(end), "host_ms": host * 1e3, "wall_ms": wall * 1e3}
+    yield from gpu_checks.sanitizer(device, seconds).items()
 
 
-def stand_in_clock(contender: Callable[[], object]) -> dict[str, float]:
-    """`cuda_clock` for a rehearsal: one time under its three names."""
-    begun = time.perf_counter()
-    contender()
-    return dict.fromkeys(("device_ms", "host_ms", "wall_ms"), (time.perf_counter() - begun) * 1e3)
+def _forces(device: str, seconds: float) -> Entries:
+    import gpu_forces
+
+    given = gpu_forces.device_lists() if device == "cuda" else gpu_forces.tiny_lists()
+    yield from gpu_forces.lists(given, _backends(device), device, seconds)
 
 
-def device_read(size: int, device: str) -> Callable[[], object]:
-    """The floor: `size` bytes of one flat buffer read by the fastest of torch's reductions here."""
-    flat = torch.zeros(size // 4, device=device)
-    readers: list[Callable[[], object]] = [flat.sum, flat.amax, flat.view(torch.int32).amax]
-    clock = cuda_clock if device == "cuda" else stand_in_clock
-    for reader in readers:
-        reader()
-    return min(readers, key=lambda reader: min(clock(reader)["device_ms"] for _ in range(5)))
-
-
-def measure(workload: Any, with_histogram: bool, device: str, rounds: int) -> dict[str, Any]:
-    """Checks every contender against the float64 reference, then times them in turns."""
-    import results
-    import rivals
-    from rounds import Rounds, ratio, spread
-
-    from weibull_kernels.dispatch import find_kernel
-    from weibull_kernels.kernels import reference
-
-    kernel = find_kernel("sums", "triton" if device == "cuda" else None, torch.device(device))
-    oracle = rivals.as_result(reference.sums(workload.rows, with_histogram=True), workload)
-    contenders: dict[str, Callable[[], Any]] = {
-        name: make(workload, with_histogram) for name, make in rivals.RIVALS.items()
-    }
-    contenders["ours"] = lambda: kernel(workload.rows, with_histogram=with_histogram)
-    found = {}
-    for name, contender in contenders.items():
-        result = contender()
-        result = rivals.as_result(result, workload) if name == "ours" else result
-        found[name] = rivals.errors(result, oracle, workload)
-        rivals.check(found[name], rivals.TOLERANCES if name == "ours" else rivals.ROUGH, name)
-        del result
-    contenders["read"] = device_read(workload.bytes, device)
-
-    turns = Rounds(contenders, cuda_clock if device == "cuda" else stand_in_clock)
-    for _ in range(rounds + 2):
-        turns.run()
-    for by_clock in turns.times.values():
-        for clock in by_clock:
-            by_clock[clock] = by_clock[clock][2:]  # the first two warm up
-    entry = results.entry(workload, turns, "device_ms", found)
-    ours, read = turns.times["ours"]["device_ms"], turns.times["read"]["device_ms"]
-    entry["read_bandwidth_percent"] = {k: round(100 * v, 1) for k, v in ratio(read, ours).items()}
-    for clock in ("host_ms", "wall_ms"):
-        entry[clock] = {name: spread(by_clock[clock]) for name, by_clock in turns.times.items()}
-    return entry
-
-
-def host_cost(tensors: int, device: str) -> dict[str, Any]:
-    """Host time of `wk.forces` until it returns, on tensors of one entry."""
-    from rounds import spread
-    from test_host import stepped_optimizer
-
-    import weibull_kernels as wk
-
-    optimizer = stepped_optimizer(tensors, device)
-    clock = cuda_clock if device == "cuda" else stand_in_clock
-    times = [clock(lambda: wk.forces(optimizer)) for _ in range(30)][5:]
-    return {"tensors": tensors, "ms": {"forces": spread([t["host_ms"] for t in times])}}
-
-
-def measure_steps(shapes: list[tuple[int, ...]], device: str, rounds: int) -> dict[str, Any]:
-    """`wk.AdamW` with its ledger and without against torch's fused step: checked, then timed in turns."""
-    import optimizers
-    from rounds import Rounds, spread
-
-    # Nobody runs the foreach step on a GPU, and the memory is needed.
-    made = optimizers.make(shapes, device, [name for name in optimizers.OPTIMIZERS if "foreach" not in name])
-    errors = optimizers.check(made)
-    turns = Rounds(
-        {key: optimizer.step for key, optimizer in made.items()},
-        cuda_clock if device == "cuda" else stand_in_clock,
-    )
-    for _ in range(rounds + 2):
-        turns.run()
-    # The first two rounds warm up.
-    clocks = ("device_ms", "host_ms", "wall_ms")
-    times = {clock: {key: turns.times[key][clock][2:] for key in made} for clock in clocks}
-    entry = optimizers.entry(made, times["device_ms"], errors)
-    for clock in clocks[1:]:
-        entry[clock] = {key: spread(values) for key, values in times[clock].items()}
-    return entry
-
-
-def run_benchmarks(device: str, lists: dict[str, list[tuple[int, ...]]], rounds: int) -> dict[str, Any]:
-    """Every list with and without the histogram, the host's share, then the steps of the optimizers."""
+def _histogram(device: str, seconds: float) -> Entries:
+    import gpu_forces
     import workloads
 
-    entries = {}
-    for name, shapes in lists.items():
-        workload = workloads.make(name, shapes, device)
-        for operation, with_histogram in (("forces", False), ("forces+histogram", True)):
-            entry = entries[f"{name}/{operation}"] = measure(workload, with_histogram, device, rounds)
-            percent, rivals = entry["read_bandwidth_percent"]["median"], entry["rival_to_ours"]
-            others = ", ".join(f"{rival} {r['median']:.1f} ×" for rival, r in rivals.items())
-            ours = entry["ms"]["ours"]["median"]
-            print(f"{name:22s} {operation:18s} {ours:8.3f} ms, {percent:.0f} % of a read; {others}")
-        del workload
-    host = {f"{tensors}-tensors": host_cost(tensors, device) for tensors in (300, 2000)}
-    for name, entry in host.items():
-        print(f"{name:22s} wk.forces on the host: {entry['ms']['forces']['median']:.3f} ms")
-    steps = {}
-    for name, shapes in lists.items():
-        steps[name] = measure_steps(shapes, device, rounds)
-        print_steps(name, steps[name])
-    return {"lists": entries, "host": host, "adamw": steps}
+    shapes = workloads.pythia_70m() if device == "cuda" else [(5000,)]
+    given = gpu_forces.histogram_inputs(shapes)
+    yield from gpu_forces.lists(given, _backends(device), device, seconds)
 
 
-def print_steps(name: str, entry: dict[str, Any]) -> None:
-    """A line an optimizer."""
-    for key, found in entry["ms"].items():
-        beside = f", {entry['to_torch_fused'][key]['median']:.3f} ×" if key in entry["to_torch_fused"] else ""
-        host, wall = (entry[clock][key]["median"] for clock in ("host_ms", "wall_ms"))
-        median = found["median"]
-        print(f"{name:22s} {key:20s} {median:8.3f} ms{beside}; host {host:.3f} ms, wall {wall:.3f} ms")
+def _host(device: str, seconds: float) -> Entries:
+    import gpu_host
+
+    for tensors in (300, 2000) if device == "cuda" else (10,):
+        yield f"{tensors}-tensors", gpu_host.measure(tensors, _backends(device), device)
 
 
-def save(measured: dict[str, Any]) -> None:
-    """Writes benchmarks/results/gpu-<name>.json, and a copy into $OUT where that is set."""
-    import results
+def _steps(device: str, seconds: float) -> Entries:
+    import gpu_steps
 
-    name = torch.cuda.get_device_name()
-    path = results.FOLDER / results.file_name("gpu", name)
+    given = gpu_steps.device_cases() if device == "cuda" else gpu_steps.tiny_cases()
+    yield from gpu_steps.cases(given, _backends(device), device, seconds)
+
+
+def _training(device: str, seconds: float) -> Entries:
+    import gpu_training
+
+    shape = gpu_training.Shape() if device == "cuda" else gpu_training.TINY
+    yield "pythia-70m", gpu_training.measure(device, seconds, shape)
+
+
+SECTIONS: dict[str, Callable[[str, float], Entries]] = {
+    "build": _build,
+    "tests": _tests,
+    "sanitizer": _sanitizer,
+    "forces": _forces,
+    "histogram": _histogram,
+    "host": _host,
+    "steps": _steps,
+    "training": _training,
+}
+
+
+def _backends(device: str) -> list[str]:
+    """The fast ones that run on the device."""
+    from weibull_kernels import backends
+
+    return [
+        backend.name
+        for backend in backends()
+        if backend.available
+        and (device in backend.devices or (device == "cpu" and backend.name == "reference"))
+    ]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
     try:
         import triton
 
         triton_version = triton.__version__
     except ImportError:
         triton_version = None
-    machine = {
-        "machine": name,
+    return {
+        "machine": torch.cuda.get_device_name() if device == "cuda" else "a rehearsal",
         "torch": torch.__version__,
         "triton": triton_version,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "date": date.today().isoformat(),
     }
-    for section, entries in measured.items():
-        results.save(path, machine, section, entries)
-    print(f"written: {path}")
-    if out := os.environ.get("OUT"):
-        shutil.copy(path, out)
+
+
+class File:
+    """The result file, its table, and the copies of both in $OUT where that is set."""
+
+    def __init__(self, device: str, folder: Path) -> None:
+        import results
+
+        self._machine = machine(device)
+        self._path = folder / results.file_name("gpu", self._machine["machine"])
+
+    def begin(self, section: str) -> None:
+        """Forgets what an earlier run wrote of a section."""
+        import results
+
+        results.drop(self._path, section)
+
+    def keep(self, section: str, entries: dict[str, Any]) -> None:
+        """Writes entries of a section at once."""
+        import gpu_table
+        import results
+
+        results.save(self._path, self._machine, section, entries)
+        table = gpu_table.write(self._path)
+        if out := os.environ.get("OUT"):
+            for path in (self._path, table):
+                shutil.copy(path, out)
+
+    def table(self) -> str:
+        """The table as it is now."""
+        return self._path.with_suffix(".md").read_text()
+
+
+def run_section(section: str, device: str, seconds: float, folder: Path) -> bool:
+    """One section in this process; False if it broke or what it checks is not so."""
+    file = File(device, folder)
+    file.begin(section)
+    begun, passed, failed = time.perf_counter(), True, None
+    try:
+        for name, entry in SECTIONS[section](device, seconds):
+            file.keep(section, {name: entry})
+            wrong = (name, entry) == ("passed", False) or (isinstance(entry, dict) and entry.get("failed"))
+            passed = passed and not wrong
+            print(f"{time.perf_counter() - begun:6.1f} s  {section}: {name}", flush=True)
+    except Exception as error:  # the other sections go on
+        traceback.print_exc()
+        failed = f"{type(error).__name__}: {error}"[:1500]
+    versions = {key: value for key, value in machine(device).items() if key != "machine"}
+    about = {"seconds": round(time.perf_counter() - begun, 1), "failed": failed, **versions}
+    file.keep(section, {"about": about})
+    return passed and failed is None
+
+
+def run_sections(sections: list[str], budget: float) -> bool:
+    """Sections one after the other; those that the budget does not allow are left out by name."""
+    import results
+
+    begun, all_passed = time.perf_counter(), True
+    for place, section in enumerate(sections):
+        left = budget - (time.perf_counter() - begun)
+        wanted = sum(SECONDS[name] for name in sections[place:])
+        seconds = max(SECONDS[section] * min(1.0, left / wanted), _LEAST)
+        if left < _LEAST:
+            file = File("cuda", results.FOLDER)
+            file.begin(section)
+            file.keep(section, {"about": {"left_out": f"{left:.0f} s of the budget were left"}})
+            print(f"{section} is left out: {left:.0f} s of {budget:.0f} s are left", flush=True)
+            all_passed = False
+            continue
+        # The checks need the time that they need; what is left is known afterwards.
+        if section in _CHECKS:  # in processes that they start themselves
+            passed = run_section(section, "cuda", SECONDS[section], results.FOLDER)
+            print(
+                f"{time.perf_counter() - begun:6.1f} s  {section} {'done' if passed else 'FAILED'}",
+                flush=True,
+            )
+            all_passed = all_passed and passed
+            continue
+        command = [sys.executable, __file__, "--section", section, "--seconds", f"{seconds:.0f}"]
+        longest = 1.5 * seconds + 40
+        try:
+            passed = subprocess.run(command, timeout=longest).returncode == 0
+        except subprocess.TimeoutExpired:
+            passed = False
+            File("cuda", results.FOLDER).keep(
+                section, {"about": {"failed": f"not done after {longest:.0f} s"}}
+            )
+        print(f"{time.perf_counter() - begun:6.1f} s  {section} {'done' if passed else 'FAILED'}", flush=True)
+        all_passed = all_passed and passed
+    return all_passed
 
 
 def main() -> int:
     """The program; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny lists, nothing written")
-    if parser.parse_args().rehearse:
-        run_benchmarks("cpu", {"2000-small": [(100,), (7, 9), (0,), (40_000,)] * 3}, rounds=3)
-        return 0
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny lists, nothing is kept")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
+    parser.add_argument("--budget", type=float, default=360, help="seconds for all of it (default: 360)")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    sections = given.only.split(",")
+    if unknown := set(sections) - set(SECTIONS):
+        parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    if given.rehearse:
+        with tempfile.TemporaryDirectory() as folder:
+            done = [run_section(section, "cpu", _REHEARSAL, Path(folder)) for section in sections]
+            print(File("cpu", Path(folder)).table())
+        return 0 if all(done) else 1
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing to run (exit code 3)")
+        print(f"no CUDA device here: nothing to run (exit code {NO_DEVICE})")
         return NO_DEVICE
-    build_extension()
-    passed = run_device_tests()
-    import workloads
+    import results
 
-    names = ("pythia-70m", "llama-1.4b", "2000-small")
-    try:
-        save(run_benchmarks("cuda", {name: workloads.SHAPES[name]() for name in names}, ROUNDS))
-    except AssertionError as error:
-        print(f"a result is wrong, so nothing was timed further: {error}")
-        return 1
+    if given.section:
+        return 0 if run_section(given.section, "cuda", given.seconds, results.FOLDER) else 1
+    passed = run_sections(sections, given.budget)
+    print(File("cuda", results.FOLDER).table())
     return 0 if passed else 1
 
 

@@ -11,7 +11,12 @@ from rounds import ratio, spread
 
 import weibull_kernels as wk
 
-SETTINGS = {"lr": 1e-4, "betas": workloads.BETAS, "eps": workloads.EPS, "weight_decay": 0.1}
+SETTINGS: dict[str, Any] = {
+    "lr": workloads.LR,
+    "betas": workloads.BETAS,
+    "eps": workloads.EPS,
+    "weight_decay": workloads.WEIGHT_DECAY,
+}
 
 # "ours" books every step; "ours without ledger" only steps.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.AdamW]] = {
@@ -32,15 +37,22 @@ def make(
     shapes: list[tuple[int, ...]], device: str = "cpu", names: Iterable[str] = OPTIMIZERS
 ) -> dict[str, torch.optim.AdamW]:
     """The named optimizers over a list of these shapes with gradients: the same numbers for all."""
+    return {name: OPTIMIZERS[name](_parameters(shapes, device)) for name in names}
+
+
+def ours(shapes: list[tuple[int, ...]], device: str, backend: str) -> wk.AdamW:
+    """`wk.AdamW` with its ledger by a backend, over such a list too."""
+    return wk.AdamW(_parameters(shapes, device), backend=backend, **SETTINGS)
+
+
+def _parameters(shapes: list[tuple[int, ...]], device: str) -> list[torch.nn.Parameter]:
+    """Weights with gradients: the same numbers every time."""
     generator = torch.Generator(device).manual_seed(0)
     gradients = 1e-3 * torch.randn(1 << 20, generator=generator, device=device)
-    made = {}
-    for name in names:
-        parameters = [torch.nn.Parameter(w) for w in workloads.make("steps", shapes, device).rows.weights]
-        for parameter, gradient in zip(parameters, workloads.cut(gradients, shapes), strict=True):
-            parameter.grad = gradient
-        made[name] = OPTIMIZERS[name](parameters)
-    return made
+    parameters = [torch.nn.Parameter(w) for w in workloads.make("steps", shapes, device).rows.weights]
+    for parameter, gradient in zip(parameters, workloads.cut(gradients, shapes), strict=True):
+        parameter.grad = gradient
+    return parameters
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -71,3 +71,11 @@ def save(path: Path, machine: dict[str, Any], section: str, entries: dict[str, A
     kept = {key: value for key, value in content.items() if isinstance(value, dict)}
     kept.setdefault(section, {}).update(entries)
     path.write_text(json.dumps({**machine, **kept}, indent=1) + "\n")
+
+
+def drop(path: Path, section: str) -> None:
+    """Takes a section out of the file, where there is one."""
+    if path.exists():
+        content = json.loads(path.read_text())
+        if content.pop(section, None) is not None:
+            path.write_text(json.dumps(content, indent=1) + "\n")

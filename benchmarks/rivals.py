@@ -28,6 +28,7 @@ BC1, BC2 = (1 - beta**STEP for beta in BETAS)
 
 def formulas(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of one tensor, [6] and [2], in plain torch."""
+    weight = weight.float()  # or its sums would be rounded to half precision
     update = (exp_avg / BC1) / ((exp_avg_sq / BC2).sqrt() + EPS)
     magnitude = weight.abs()
     zero, finite = magnitude == 0, magnitude < torch.inf
@@ -45,7 +46,7 @@ def formulas(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> tuple[Tenso
 
 def histogram(weight: Tensor) -> Tensor:
     """Counts by the leading bits of |w|: one bincount, then the zeros are taken out again."""
-    bins = (weight.flatten().view(torch.int32) & 0x7FFFFFFF) >> (23 - BIN_BITS)
+    bins = (weight.flatten().float().view(torch.int32) & 0x7FFFFFFF) >> (23 - BIN_BITS)
     counts = torch.bincount(bins, minlength=256 << BIN_BITS)[:BINS]
     counts[0] -= (weight == 0).sum()
     return counts
@@ -74,6 +75,7 @@ def foreach(workload: Workload, with_histogram: bool) -> Rival:
     weights, exp_avgs, exp_avg_sqs = (list(column) for column in zip(*columns, strict=True))
 
     def run() -> Result:
+        floats = [w.float() for w in weights]
         denominators = torch._foreach_div(exp_avg_sqs, BC2)
         torch._foreach_sqrt_(denominators)
         torch._foreach_add_(denominators, EPS)
@@ -82,9 +84,9 @@ def foreach(workload: Workload, with_histogram: bool) -> Rival:
         # Not _foreach_norm: on a CPU its square is 3e-3 off for 26M entries.
         weight_update, update_sq, weight_sq = (
             torch.stack([product.sum() for product in torch._foreach_mul(a, b)])
-            for a, b in ((weights, updates), (updates, updates), (weights, weights))
+            for a, b in ((floats, updates), (updates, updates), (floats, floats))
         )
-        magnitudes = torch._foreach_abs(weights)
+        magnitudes = torch._foreach_abs(floats)
         counts = torch.stack(
             [torch.stack([(a == 0).sum(), (a.isinf() | a.isnan()).sum()]) for a in magnitudes]
         )
@@ -179,12 +181,15 @@ def errors(result: Result, oracle: Result, workload: Workload) -> dict[str, floa
     }
     found = {}
     for i, (name, scale) in enumerate(scales.items()):
-        difference = (values[:, i] - exact[:, i]).abs()
-        same = (
-            (difference == 0) | (values[:, i].isnan() & exact[:, i].isnan()) | (values[:, i] == exact[:, i])
-        )
-        found[name] = torch.where(same, 0.0, difference / scale).max().item()
+        found[name] = largest_error(values[:, i], exact[:, i], scale)
     return found
+
+
+def largest_error(found: Tensor, exact: Tensor, scale: Tensor) -> float:
+    """The largest distance in units of `scale`; what is NaN or infinite in both is no distance."""
+    difference = (found - exact).abs()
+    same = (difference == 0) | (found.isnan() & exact.isnan()) | (found == exact)
+    return torch.where(same, 0.0, difference / scale).max().item()
 
 
 TOLERANCES = {

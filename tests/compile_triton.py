@@ -14,8 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from weibull_kernels.kernels import triton as backend
-from weibull_kernels.kernels import triton_adamw, triton_language
+from weibull_kernels.kernels.triton_launch import Kernel, combining_kernel, step_kernel, sum_kernel
+from weibull_kernels.kernels.triton_tuning import tuning_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -53,16 +53,21 @@ POINTERS = {
     "eps_ptr": "*fp64",
     "partials_ptr": "*fp64",
     "sums_ptr": "*fp64",
+    "forces_ptr": "*fp64",
     "histograms_ptr": "*i64",
+    "counts_ptr": "*i32",
 }
 
 
-def compiled(kernel, constants, target):
-    """A kernel; pointers among the constants are those that are None."""
-    names = kernel.arg_names
+def compiled(kernel: Kernel, absent: set[str], target: GPUTarget):
+    """A kernel; the pointers that are `absent` are None."""
+    names = kernel.function.arg_names
+    constants = kernel.constants | dict.fromkeys(absent)
     signature = {name: "constexpr" if name in constants else POINTERS[name] for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    return triton.compile(source, target=target, options=backend.LAUNCH)
+    source = ASTSource(
+        kernel.function, signature, {(names.index(name),): value for name, value in constants.items()}
+    )
+    return triton.compile(source, target=target, options=kernel.options)
 
 
 def cubin_facts(cubin: bytes) -> dict:
@@ -102,27 +107,42 @@ def facts(kernel) -> dict:
     return {**shared, **wide, "registers": int(registers[0]), "spilled_bytes": sum(map(int, spills))}
 
 
-def kernels(warp_size: int) -> Iterator[tuple]:
-    """Operation, name of the dtypes, kernel, constants."""
-    combine = {"CHUNK": backend.CHUNK, "BLOCK": backend.COMBINED}
+def kernels(warp_size: int) -> Iterator[tuple[str, str, Kernel, set[str]]]:
+    """Operation, name of the dtypes, kernel, and the pointers that are None."""
+    numbers = {"sums": {"hyperparameters_ptr"}, "forces": {"bias_correction2_ptr", "eps_ptr"}}
     for dtypes, columns in DTYPES.items():
-        for histogram in (False, True):
-            constants = backend.constants(columns, warp_size) | {"HAS_HISTOGRAM": histogram}
-            operation = "sums and histogram" if histogram else "sums"
-            yield operation, dtypes, triton_language.sum_chunks, constants
-    yield "combine", "fp64", triton_language.combine_chunks, combine
+        for operation, absent in numbers.items():
+            if operation == "sums" and not dtypes.startswith("fp32"):
+                continue  # but for the first lines it is the kernel of the forces
+            tuning = tuning_of("sums", warp_size)
+            yield (
+                operation,
+                dtypes,
+                sum_kernel(columns, tuning, warp_size),
+                absent | {"histograms_ptr", "counts_ptr"},
+            )
+            tuning = tuning_of("sums and histogram", warp_size)
+            counts = {"counts_ptr"} if tuning.on_chip else set()
+            yield (
+                f"{operation} and histogram",
+                dtypes,
+                sum_kernel(columns, tuning, warp_size),
+                absent | counts,
+            )
+    for operation in numbers:
+        yield f"combine {operation}", "fp64", combining_kernel(operation), set()
     for dtypes, (columns, options) in STEPS.items():
-        absent = {} if "scaler" in options else {"grad_scale_ptr": None, "found_inf_ptr": None}
-        absent |= {} if "ledger" in options else {"partials_ptr": None}
+        absent = set() if "scaler" in options else {"grad_scale_ptr", "found_inf_ptr"}
+        absent |= set() if "ledger" in options else {"partials_ptr"}
         padded = (*columns, *[None] * (5 - len(columns)))
-        yield "step", dtypes, triton_adamw.step_chunks, backend.step_constants(padded, warp_size) | absent
-    yield "finish", "fp64", triton_adamw.finish_steps, combine
+        yield "step", dtypes, step_kernel(padded, tuning_of("adamw", warp_size), warp_size), absent
+    yield "finish", "fp64", combining_kernel("adamw"), set()
 
 
 def main() -> None:
     for name, target in TARGETS.items():
-        for operation, dtypes, kernel, constants in kernels(target.warp_size):
-            found = facts(compiled(kernel, constants, target))
+        for operation, dtypes, kernel, absent in kernels(target.warp_size):
+            found = facts(compiled(kernel, absent, target))
             print(json.dumps({"target": name, "operation": operation, "dtypes": dtypes, **found}))
 
 

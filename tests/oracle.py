@@ -42,14 +42,15 @@ def kernel(operation: str, backend: str):
 def make_rows(*columns, beta1=0.9, beta2=0.95, eps=1e-8, steps=3) -> Rows:
     """Rows from (w, m, v) or (w,) each; `steps` is one number or one a row."""
     columns = [column if len(column) == 3 else (*column, None, None) for column in columns]
-    step = torch.as_tensor(steps, dtype=torch.float64).expand(len(columns))
+    device = columns[0][0].device if columns else "cpu"
+    step = torch.as_tensor(steps, dtype=torch.float64, device=device).expand(len(columns))
     return Rows(
         weights=[w for w, _, _ in columns],
         exp_avgs=[m for _, m, _ in columns],
         exp_avg_sqs=[v for _, _, v in columns],
         bias_correction1=1 - beta1**step,
         bias_correction2=1 - beta2**step,
-        eps=torch.full((len(columns),), eps, dtype=torch.float64),
+        eps=torch.full((len(columns),), eps, dtype=torch.float64, device=device),
     )
 
 
@@ -190,7 +191,7 @@ def language(seed=1, dtype=torch.float32, **options) -> Language:
     return Language(VOCABULARY, **options).to(dtype)
 
 
-GROUP = {"lr": 0.01, "decay_factor": 0.999, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "sign": 1.0}
+GROUP = {"lr": 0.01, "decay_factor": 0.999, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "sign": 1.0, "float32_corrections": 0.0}
 
 
 def make_step(

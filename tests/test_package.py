@@ -1,4 +1,4 @@
-"""What is installed: built from the sdist, into a clean place, with and without a compiler."""
+"""What is installed: built from the sdist, into a clean place, with and without compilers."""
 
 import os
 import shutil
@@ -7,12 +7,15 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from compilers import find_nvcc, needs_nvcc
 
 import weibull_kernels as wk
-from weibull_kernels import _cpu
+from weibull_kernels import _cpu, _tensors
 
 ROOT = Path(wk.__file__).parents[1]
 
@@ -43,13 +46,13 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
-def run_installed(wheel, folder):
-    """The lines that PROGRAM prints with the wheel installed and the checkout out of sight."""
+def run_installed(wheel, folder, program=PROGRAM):
+    """The lines that a program prints with the wheel installed and the checkout out of sight."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", "site")
     run(*pip, str(wheel), cwd=folder)
     # Without `site` no .pth file is read, so an editable install does not lend its modules.
     path = os.pathsep.join([str(folder / "site"), sysconfig.get_path("purelib")])
-    file, *lines = run(sys.executable, "-S", "-c", PROGRAM, cwd=folder, PYTHONPATH=path).splitlines()
+    file, *lines = run(sys.executable, "-S", "-c", program, cwd=folder, PYTHONPATH=path).splitlines()
     assert Path(file) == folder / "site" / "weibull_kernels" / "__init__.py"
     return lines
 
@@ -66,7 +69,10 @@ def built(tmp_path_factory):
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "weibull_kernels"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source), cwd=folder)
+    build = (sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source))
+    # With the CUDA kernels where they can be built, for one architecture.
+    cuda = str(int(find_nvcc() is not None))
+    run(*build, cwd=folder, WEIBULL_KERNELS_CUDA=cuda, WEIBULL_KERNELS_CUDA_ARCH="90")
     (sdist,), (wheel,) = ((folder / "dist").glob(end) for end in ("*.tar.gz", "*.whl"))
     return sdist, wheel
 
@@ -74,7 +80,8 @@ def built(tmp_path_factory):
 def test_the_sdist_holds_what_the_build_needs(built):
     with tarfile.open(built[0]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir()}
+    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")}
+    assert any(name.endswith(".cu") for name in needed)
     needed |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "weibull_kernels/py.typed"}
     assert needed <= names
 
@@ -86,10 +93,15 @@ def test_the_wheel_runs_in_a_clean_place(built, tmp_path):
     assert warnings == []
 
 
-def test_without_a_compiler_it_installs_and_warns_once(built, tmp_path):
+def test_without_compilers_it_installs_and_warns_once(built, tmp_path):
+    # A C++ compiler and an nvcc that fail, as one does beside a host compiler it does not know.
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.symlink_to("/bin/false")
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", str(built[0]))
-    run(*pip, cwd=tmp_path, CC="/bin/false", CXX="/bin/false")
+    run(*pip, cwd=tmp_path, CC="/bin/false", CXX="/bin/false", CUDA_HOME=str(tmp_path / "toolkit"))
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert not extensions_in(wheel)
     backends, alignment, *warnings = run_installed(wheel, tmp_path)
     assert "'cpu'" not in backends
     assert float(alignment) == pytest.approx(1.0)
@@ -97,6 +109,46 @@ def test_without_a_compiler_it_installs_and_warns_once(built, tmp_path):
     assert warning.startswith("RuntimeWarning")
     assert "install a C++17 compiler" in warning
     assert "pip install --force-reinstall" in warning
+
+
+def names_in(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def extensions_in(wheel):
+    """The compiled modules of a wheel, without the ends of their names."""
+    return {Path(name).name.partition(".")[0] for name in names_in(wheel) if name.endswith(".so")}
+
+
+def test_the_wheel_holds_what_it_says(built):
+    assert extensions_in(built[1]) == {"_cpu", "_tensors"} | ({"_cuda"} if find_nvcc() else set())
+    names = names_in(built[1])
+    assert {f"weibull_kernels/{name}.pyi" for name in ("_cpu", "_tensors", "_cuda")} <= set(names)
+    assert not [name for name in names if name.startswith(("csrc", "tests"))]
+
+
+# Prints where it runs from, where the kernels lie, and what is said of each backend.
+CUDA_PROGRAM = """
+import weibull_kernels as wk
+from weibull_kernels import _cuda
+print(wk.__file__)
+print(_cuda.__file__)
+print(wk.backends())
+"""
+
+
+@needs_nvcc
+def test_a_wheel_with_cuda_runs_where_no_gpu_is(built, tmp_path):
+    library, *backends = run_installed(built[1], tmp_path, CUDA_PROGRAM)
+    assert Path(library).parent == tmp_path / "site" / "weibull_kernels"
+    (line,) = (line for line in backends if line.startswith("cuda "))
+    if torch.cuda.is_available():
+        assert "runs on cuda" in line
+    else:
+        assert "cannot run: torch sees no GPU" in line
+    # The driver's library is looked for when it is used, and the runtime is inside.
+    assert_needs_no_torch(Path(library))
 
 
 def needed_libraries(path):
@@ -120,10 +172,16 @@ def needed_libraries(path):
     return [data[start : data.index(b"\0", start)].decode() for start in starts]
 
 
-def test_the_extension_needs_no_torch():
-    needed = needed_libraries(Path(_cpu.__file__))
-    assert any(library.startswith("libc.so") for library in needed)
-    assert not [library for library in needed if any(part in library for part in ("torch", "c10", "omp"))]
+def assert_needs_no_torch(library):
+    needed = needed_libraries(library)
+    assert any(name.startswith("libc.so") for name in needed)
+    absent = ("torch", "c10", "omp", "cuda")
+    assert not [name for name in needed if any(part in name for part in absent)], needed
+
+
+@pytest.mark.parametrize("module", [_cpu, _tensors], ids=["cpu", "tensors"])
+def test_the_extensions_need_no_torch(module):
+    assert_needs_no_torch(Path(module.__file__))
 
 
 def test_backends_print_one_to_a_line():

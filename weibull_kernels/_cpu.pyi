@@ -1,4 +1,4 @@
-"""The extension built from csrc/."""
+"""The extension built from csrc/cpu."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ def adamw(
     instruction_set: str,
     threads: int,
 ) -> None: ...
+def forces(
+    tensors: NDArray[np.int64],
+    hyperparameters: NDArray[np.float64],
+    histograms: NDArray[np.int64] | None,
+    instruction_set: str,
+    threads: int,
+) -> NDArray[np.float64]: ...
 def gram(columns: NDArray[np.int64], count: int, instruction_set: str) -> NDArray[np.float64]: ...
 def moves(columns: NDArray[np.int64], count: int, instruction_set: str) -> NDArray[np.float64]: ...
 def normal_product(

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .dispatch import find_kernel, frames_to_the_caller, require_backend
+from .kernels.host import Found
+from .kernels.memory import capturing
 from .ledger import Ledger, Tables, require_ledger
 from .optimizers import name_at, parameters_of
-from .plan import MOMENTS, StepPlan
+from .plan import MOMENTS, StepPlan, found_in
 from .tensors import require_readable
 
 _PLANS = 4
@@ -41,13 +43,14 @@ class AdamW(torch.optim.AdamW):
     Args:
         params: parameters, named parameters (the names are those of the budget's rows) or groups.
         lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
-        capturable: kept for checkpoints; a step cannot be captured into a CUDA graph yet.
+        capturable: whether steps may be captured into a CUDA graph, after one or more outside of it. A
+            number for lr then stays what it was while capturing, as in torch; a tensor is followed.
         foreach, fused, differentiable: there is one implementation, the fused one, which is not
             differentiable; leave them unset.
         state_dtype: `torch.float32` keeps the moments of bfloat16 or float16 weights in float32; by
             default they have the dtype of the weights, as in torch.
         ledger: whether steps are booked.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Raises:
         ValueError: a setting out of its range, one that asks for another implementation, a
@@ -152,31 +155,35 @@ class AdamW(torch.optim.AdamW):
         Raises:
             ValueError: gradient or state do not fit the weight.
             TypeError: a sparse gradient, or state of another kind than dense tensors.
-            RuntimeError: the backend that was named cannot run here, or a CUDA graph is captured.
+            RuntimeError: the backend that was named cannot run here; or a CUDA graph is captured without
+                capturable=True, or without a step before it.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("wk.AdamW cannot be captured into a CUDA graph yet; step outside of the graph")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for weights, tensors, now in self._plan().steps(self, self._table):
+        plan, found = self._plan()
+        for weights, tensors, now in plan.steps(self, found, self._table):
             find_kernel("adamw", self.backend, weights[0].device)(tensors, now)
             # The kernel writes by address: autograd must learn that weights it saved have changed.
             torch.autograd.graph.increment_version(weights)
         return loss
 
-    def _plan(self) -> StepPlan:
+    def _plan(self) -> tuple[StepPlan, Found]:
         """The plan that holds, made if none does; the latest are kept, for gradients that come and go."""
-        plan = next((plan for plan in self._plans if plan.holds(self)), None)
+        found = found_in(self)
+        plan = next((plan for plan in self._plans if plan.holds(self, found)), None)
+        if any(map(capturing, {p.device for p in found.parameters} if plan is None else plan.devices)):
+            _require_capturable(self, plan)
         if plan is None:
             plan = StepPlan(self, self._begin)
+            found = found_in(self)
         elif plan is self._plans[0]:
-            return plan
+            return plan, found
         if self._tables is not None:
             self._tables.open(parameters_of(self), self.backend)
         self._plans = [plan, *(other for other in self._plans if other is not plan)][:_PLANS]
-        return plan
+        return plan, found
 
     def _begin(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a weight before its first step."""
@@ -266,6 +273,21 @@ class AdamW(torch.optim.AdamW):
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("state_dtype", "backend", "_tables")}
         return {**super().__getstate__(), **own, "_plans": []}
+
+
+def _require_capturable(optimizer: torch.optim.Optimizer, plan: StepPlan | None) -> None:
+    """Raises a RuntimeError unless a step can go into a CUDA graph."""
+    for index, group in enumerate(optimizer.param_groups):
+        if not group["capturable"]:
+            raise RuntimeError(
+                f"a CUDA graph is captured, and group {index} of wk.AdamW has capturable=False; make it with "
+                "capturable=True; a number for lr then stays what it is while capturing, a tensor is followed"
+            )
+    if plan is None:
+        raise RuntimeError(
+            "wk.AdamW has to make a step before one is captured into a CUDA graph: step once or more outside "
+            "of the graph, with gradients of the same parameters, and replace no tensor since"
+        )
 
 
 def _require_ours(settings: Mapping[str, Any]) -> None:

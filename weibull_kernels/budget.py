@@ -247,11 +247,17 @@ _COLUMNS = (
 )
 
 
+def _as_double_on(device: torch.device, value: Array) -> Tensor:
+    if isinstance(value, (int, float)):  # a copy from the host would wait for the device
+        return torch.full((), value, dtype=torch.float64, device=device)
+    return torch.as_tensor(value, dtype=torch.float64, device=device)
+
+
 def _as_doubles(*values: Array) -> Sequence[Array]:
     """In float64 and of one shape: tensors if one is a tensor, numbers if all are, else numpy arrays."""
     tensor = next((value for value in values if isinstance(value, Tensor)), None)
     if tensor is not None:
-        tensors = [torch.as_tensor(value, dtype=torch.float64, device=tensor.device) for value in values]
+        tensors = [_as_double_on(tensor.device, value) for value in values]
         return list(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
     if all(isinstance(value, (int, float)) for value in values):
         return values

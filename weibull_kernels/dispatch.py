@@ -16,9 +16,15 @@ KERNELS = {
     ("sums", "reference"): "weibull_kernels.kernels.reference:sums",
     ("sums", "cpu"): "weibull_kernels.kernels.cpu:sums",
     ("sums", "triton"): "weibull_kernels.kernels.triton:sums",
+    ("forces", "reference"): "weibull_kernels.kernels.reference:forces",
+    ("forces", "cpu"): "weibull_kernels.kernels.cpu:forces",
+    ("forces", "triton"): "weibull_kernels.kernels.triton:forces",
     ("adamw", "reference"): "weibull_kernels.kernels.reference:adamw",
     ("adamw", "cpu"): "weibull_kernels.kernels.cpu:adamw",
     ("adamw", "triton"): "weibull_kernels.kernels.triton:adamw",
+    ("sums", "cuda"): "weibull_kernels.kernels.cuda:sums",
+    ("forces", "cuda"): "weibull_kernels.kernels.cuda:forces",
+    ("adamw", "cuda"): "weibull_kernels.kernels.cuda:adamw",
     ("gram", "reference"): "weibull_kernels.kernels.reference:gram",
     ("gram", "cpu"): "weibull_kernels.kernels.cpu:gram",
     ("moves", "reference"): "weibull_kernels.kernels.reference:moves",
@@ -28,8 +34,11 @@ KERNELS = {
     # Float64 products of matrices are what cuBLAS is best at; the moves are plain sums.
     ("gram", "triton"): "weibull_kernels.kernels.reference:gram",
     ("moves", "triton"): "weibull_kernels.kernels.reference:moves",
+    ("gram", "cuda"): "weibull_kernels.kernels.reference:gram",
+    ("moves", "cuda"): "weibull_kernels.kernels.reference:moves",
     # So are two products of a matrix with a few vectors; what a GPU's caches hold, the second finds there.
     ("normal_product", "triton"): "weibull_kernels.kernels.reference:normal_product",
+    ("normal_product", "cuda"): "weibull_kernels.kernels.reference:normal_product",
 }
 """Named, not imported: Triton takes a while to load and need not be installed."""
 
@@ -80,7 +89,7 @@ def backends() -> Backends:
 
     >>> import weibull_kernels as wk
     >>> [backend.name for backend in wk.backends()]
-    ['reference', 'cpu', 'triton']
+    ['reference', 'cpu', 'triton', 'cuda']
     """
     return Backends(_backend(name) for name in _names())
 

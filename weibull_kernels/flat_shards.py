@@ -66,7 +66,7 @@ def forces_from(
             None for this process alone.
         histogram: as in `wk.forces`, as are roles and backend.
         roles: patterns to roles.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Returns:
         A `ForceBudget` with a row for each name, the same on every process: in the order of the shards of

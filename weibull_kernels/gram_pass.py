@@ -61,7 +61,7 @@ def checkpoint_gram(
         optimizer_states: by step of the checkpoint, paths or `state_dict`s of AdamW; where a `.pt`
             holds one beside the model, or a folder an `optimizer.pt`, it is found without.
         roles: patterns to roles, as in `wk.forces`.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
         process_group: of torch.distributed. Its ranks divide the tensors among them and all of them
             return the whole, the same as one process; every rank must call.
         on_read: called with how many bytes were read, each time some were.

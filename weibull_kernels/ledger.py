@@ -6,23 +6,19 @@ from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .budget import ForceBudget
 from .dispatch import find_kernel
 from .kernels.interface import LEDGER_COLUMNS, Rows, Sums
-from .kernels.memory import index_on, numel_on
+from .kernels.memory import SentNumbers, index_on
+from .ledger_rows import MAXIMA, NORM_SQ, NORM_SQ_START, STATISTICS, SUMMED, budget_of_rows, rows_over_shards
 from .optimizers import names_of, parameters_of
 from .processes import this_process
-from .shards import holds_the_rest, is_sharded, local_of, over_shards
-from .statistics import WeightStatistics, weight_statistics
-
-_STATISTICS = ("norm_sq", "log_sum", "log_sq_sum", "max_abs", "zero_count", "non_finite_count")
-_SUMMED = LEDGER_COLUMNS.index("steps") + 1  # the columns that an interval sums come first
-_NORM_SQ_START, _NORM_SQ = (LEDGER_COLUMNS.index(name) for name in ("norm_sq_start", "norm_sq"))
-# Not sums over the entries of a tensor: of the shards of one, the largest is that of the whole.
-_MAXIMA = [LEDGER_COLUMNS.index(name) for name in ("steps", "max_abs", "step")]
+from .shards import holds_the_rest, is_sharded, local_of
+from .statistics import weight_statistics
 
 
 class Ledger:
@@ -83,27 +79,10 @@ class Ledger:
         >>> optimizer.ledger.peek().steps.tolist()
         [3, 3]
         """
-        parameters, names = parameters_of(self._optimizer), names_of(self._optimizer)
+        names = names_of(self._optimizer)
         rows, counted = self._whole_rows(histogram=histogram)
-        columns = dict(zip(LEDGER_COLUMNS, rows.unbind(1), strict=True))
-        numel = numel_on(parameters, rows.device)
-        forces: dict[str, Any] = {
-            name: columns[name] for name in ("alignment", "injection", "decay", "coupling")
-        }
-        whole = dict(zip(LEDGER_COLUMNS, rows.long().unbind(1), strict=True))
-        statistics: dict[str, Any] = {
-            name: (whole if name.endswith("_count") else columns)[name] for name in _STATISTICS
-        }
-        return ForceBudget(
-            **forces,
-            rounding=columns["change"] - sum(forces.values()),
-            norm_sq=columns["norm_sq_start"],
-            numel=numel,
-            steps=whole["steps"],
-            step=whole["step"],
-            names=names,
-            weights=WeightStatistics(names=names, numel=numel, histogram=counted, **statistics),
-        )
+        numel = self._tables.numel_on(rows.device)
+        return budget_of_rows(rows, names, numel, counted, change_measured=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger as a checkpoint holds it: the names of the columns and a copy of the rows.
@@ -116,7 +95,7 @@ class Ledger:
     def local_state_dict(self) -> dict[str, Any]:
         """The same of what lies with this process, for its own file: no collective call, exact to the bit."""
         found = {"columns": list(LEDGER_COLUMNS), "rows": self._rows()}
-        if any(map(is_sharded, parameters_of(self._optimizer))):
+        if self._tables.sharded:
             found["part"] = list(this_process())
         return found
 
@@ -135,14 +114,11 @@ class Ledger:
 
     def _whole_rows(self, *, histogram: bool = False) -> tuple[Tensor, Tensor | None]:
         """The rows of whole tensors, [P, 14], and their histograms where asked for, [P, BINS]."""
-        parameters, rows = parameters_of(self._optimizer), self._rows()
-        if not histogram:
-            return over_shards(parameters, rows, maxima=_MAXIMA), None
-        here = ((str(place), local_of(parameter)) for place, parameter in enumerate(parameters))
-        counts = weight_statistics(here, backend=getattr(self._optimizer, "backend", None)).histogram
-        assert counts is not None
-        whole = over_shards(parameters, torch.cat([rows, counts.double()], dim=1), maxima=_MAXIMA)
-        return whole[:, : len(LEDGER_COLUMNS)], whole[:, len(LEDGER_COLUMNS) :].long()
+        parameters, rows, counts = parameters_of(self._optimizer), self._rows(), None
+        if histogram:
+            here = ((str(place), local_of(parameter)) for place, parameter in enumerate(parameters))
+            counts = weight_statistics(here, backend=getattr(self._optimizer, "backend", None)).histogram
+        return rows_over_shards(parameters, rows, counts) if self._tables.sharded else (rows, counts)
 
     def _rows(self) -> Tensor:
         """A copy of all rows, [P, 14], of what lies here."""
@@ -161,6 +137,8 @@ class Tables:
         self._parameters: list[Tensor] = []  # whose rows there are, in the order of the groups
         self._homes: list[torch.device] = []  # where each of them was
         self._by_device: dict[torch.device, Tensor] = {}
+        self._numel: SentNumbers | None = None
+        self.sharded = False  # whether there are DTensors among the parameters
 
     def open(self, parameters: list[Tensor], backend: str | None) -> None:
         """Gives a row to every parameter that has none yet, with the weights as they are.
@@ -182,7 +160,7 @@ class Tables:
             if old:
                 kept = before[index_on([place_of[id(parameters[place])] for place in old], before.device)]
                 table[index_on(old, device)] = kept.to(device, non_blocking=device.type != "cpu")
-        self._parameters, self._homes, self._by_device = parameters, homes, tables
+        self._take(parameters, homes, tables)
 
     def on(self, device: torch.device) -> Tensor:
         """The table of a device."""
@@ -192,30 +170,42 @@ class Tables:
         """A copy of all rows, on the first device that is not a CPU."""
         if not self._by_device:
             return _zeros(0, torch.device("cpu"))
-        home = next((device for device in self._homes if device.type != "cpu"), self._homes[0])
+        home = next((device for device in self._by_device if device.type != "cpu"), self._homes[0])
         rows = self._by_device[home].clone()
-        for device, table in self._by_device.items():
-            places = [place for place, where in enumerate(self._homes) if where == device != home]
-            if places:
-                moved = table[index_on(places, device)].to(home, non_blocking=home.type != "cpu")
-                rows[index_on(places, home)] = moved
+        others = {device: table for device, table in self._by_device.items() if device != home}
+        for device, table in others.items():
+            places = [place for place, where in enumerate(self._homes) if where == device]
+            moved = table[index_on(places, device)].to(home, non_blocking=home.type != "cpu")
+            rows[index_on(places, home)] = moved
         return rows
 
     def begin_interval(self) -> None:
         """Sums begin at zero, from the norms of now."""
         for table in self._by_device.values():
-            table[:, :_SUMMED].zero_()
-            table[:, _NORM_SQ_START].copy_(table[:, _NORM_SQ])
+            table[:, :SUMMED].zero_()
+            table[:, NORM_SQ_START].copy_(table[:, NORM_SQ])
+
+    def numel_on(self, device: torch.device) -> Tensor:
+        """How many entries each parameter has, sharded ones as a whole; int64 [P]."""
+        if self._numel is None or self._numel.device != device:
+            self._numel = SentNumbers(device)
+        return self._numel.of(np.array([parameter.numel() for parameter in self._parameters], dtype=np.int64))
 
     def load(self, rows: Tensor, parameters: list[Tensor]) -> None:
         """Takes a copy of the rows of all parameters."""
-        self._parameters, self._homes = parameters, [parameter.device for parameter in parameters]
-        self._by_device = {}
-        for device in dict.fromkeys(self._homes):
-            table = _zeros(len(parameters), device)
-            here = [place for place, home in enumerate(self._homes) if home == device]
+        homes = [parameter.device for parameter in parameters]
+        tables = {}
+        for device in dict.fromkeys(homes):
+            table = tables[device] = _zeros(len(parameters), device)
+            here = [place for place, home in enumerate(homes) if home == device]
             table[index_on(here, device)] = rows[index_on(here, rows.device)].to(device, torch.float64)
-            self._by_device[device] = table
+        self._take(parameters, homes, tables)
+
+    def _take(
+        self, parameters: list[Tensor], homes: list[torch.device], tables: dict[torch.device, Tensor]
+    ) -> None:
+        self._parameters, self._homes, self._by_device = parameters, homes, tables
+        self._numel, self.sharded = None, any(map(is_sharded, parameters))
 
     def clear(self) -> None:
         """Forgets everything; the next step opens new rows."""
@@ -245,7 +235,7 @@ def _part_of(rows: Tensor, parameters: list[Tensor]) -> Tensor:
     """Rows that add up to those given: the first process of a mesh has them, the others 0."""
     mine = index_on([int(holds_the_rest(parameter)) for parameter in parameters], rows.device)
     part = torch.where(mine[:, None] > 0, rows, 0.0)
-    for column in _MAXIMA:
+    for column in MAXIMA:
         part[:, column] = rows[:, column]
     return part
 
@@ -261,7 +251,7 @@ def _opening(parameters: Sequence[Tensor], backend: str | None) -> Tensor:
     known = {
         "norm_sq_start": sums.weight_sq,
         "norm_sq": sums.weight_sq,
-        **{name: getattr(sums, name) for name in _STATISTICS[1:]},
+        **{name: getattr(sums, name) for name in STATISTICS[1:]},
     }
     return torch.stack([known.get(name, 0 * one).double() for name in LEDGER_COLUMNS], dim=1)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from .budget import ForceBudget
 from .columns import picked
 from .dispatch import find_kernel
+from .forces_plan import ForcesPlan, Measured
 from .kernels.interface import Sums
-from .kernels.memory import index_on, numel_on
-from .optimizers import LearningRate, Row, read_optimizer, with_columns
-from .shards import sums_over_shards
+from .kernels.memory import index_on
+from .ledger_rows import STEP, budget_of_rows, rows_over_shards, without_steps
+from .optimizers import LearningRate, names_by_model, rates_of, require_known_update
 from .statistics import WeightStatistics
 
 
@@ -49,6 +50,10 @@ def forces(
     Inside a function that torch compiles it runs uncompiled. A compiled `optimizer.step` rounds
     the bias corrections to float32 and does not say so: 1e-5 of the budget in the first steps.
 
+    It can be captured into a CUDA graph after it was called once outside of it, on an optimizer whose step
+    counts lie on the device (capturable, fused) and whose parameters are not sharded: each replay measures
+    the step that was made then. A tensor lr is followed, a number stays what it was while capturing.
+
     A step that a gradient scaler skipped leaves no trace in the optimizer, so the budget is
     then that of the last step taken, `budget.step` unmoved. Pass the previous budget as
     `since` to have such rows come back as zeros.
@@ -65,7 +70,7 @@ def forces(
         histogram: also count the bit-pattern histogram into `budget.weights`.
         roles: patterns to roles, such as {"*.adapter.*": "ffn"}, for tables and totals by role,
             where the names are not those that `wk.role_of` knows.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Returns:
         A `ForceBudget` in the order of the param groups, float64 on the device of the
@@ -76,7 +81,7 @@ def forces(
         TypeError: the optimizer's update is not known, or a parameter is sparse, complex,
             quantised or a wrapper, or sharded in another way (FSDP1, DeepSpeed: see `wk.forces_from`).
         ValueError: no parameters, or `lr`, `model` or `since` do not fit the optimizer.
-        RuntimeError: the named backend cannot run here.
+        RuntimeError: the named backend cannot run here, or what is captured into a CUDA graph cannot be.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
@@ -85,33 +90,66 @@ def forces(
     >>> forces(optimizer).names
     ('weight', 'bias')
     """
-    rows = read_optimizer(optimizer, model, lr)
-    if not rows:
+    if not any(group["params"] for group in getattr(optimizer, "param_groups", ())):
+        require_known_update(optimizer)
         raise ValueError("the optimizer has no parameters to measure")
-    if since is not None and (since.step is None or since.names != tuple(row.name for row in rows)):
-        raise ValueError(
-            "since= must be an earlier budget of the same optimizer, from forces(): "
-            "its rows have other names, or no step"
-        )
-
-    standing = None if since is None else since.step
-    budget = forces_of(rows, standing, histogram=histogram, backend=backend)
+    budget = last_step(optimizer, model, lr, since, histogram=histogram, backend=backend)
     return budget if roles is None else dataclasses.replace(budget, role_overrides=roles)
 
 
-def forces_of(
-    rows: Sequence[Row], standing: Tensor | None, *, histogram: bool = False, backend: str | None = None
+def last_step(
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module | None = None,
+    lr: LearningRate | None = None,
+    since: ForceBudget | Tensor | None = None,
+    *,
+    histogram: bool = False,
+    backend: str | None = None,
 ) -> ForceBudget:
-    """The budget of the last step of an optimizer's rows, of those whose count is not `standing`, [P]."""
-    return on_each_device(
-        [row.weight for row in rows],
-        lambda places: _forces_on(
-            [rows[i] for i in places],
-            None if standing is None else picked(standing, places),
-            histogram,
-            backend,
-        ),
+    """The budget of the last step of an optimizer; see `forces`.
+
+    `since` may also be the counts [P] at which tensors have not moved.
+    """
+    rates = rates_of(lr, len(optimizer.param_groups))
+    plan, found = ForcesPlan.of(optimizer)
+    names = plan.names if model is None else names_by_model(model, found.parameters, plan.places)
+    standing: Tensor | None = since if isinstance(since, Tensor) else None
+    if isinstance(since, ForceBudget):
+        if since.step is None or since.names != names:
+            raise ValueError(
+                "since= must be an earlier budget of the same optimizer, from forces(): "
+                "its rows have other names, or no step"
+            )
+        standing = since.step
+    parts, places = [], []
+    for measured in plan.measured(optimizer, found, rates):
+        alone = len(measured.places) == len(names)
+        parts.append(
+            _budget(
+                measured,
+                names if alone else tuple(names[place] for place in measured.places),
+                standing if standing is None or alone else picked(standing, measured.places),
+                histogram,
+                backend,
+            )
+        )
+        places += measured.places
+    return parts[0] if len(parts) == 1 else _joined(parts, places)
+
+
+def _budget(
+    measured: Measured, names: tuple[str, ...], standing: Tensor | None, histogram: bool, backend: str | None
+) -> ForceBudget:
+    """The budget of the rows of one device, those at whose count is not `standing`, [P]."""
+    table = measured.hyperparameters
+    rows, counts = find_kernel("forces", backend, table.device)(
+        measured.tensors, table, with_histogram=histogram
     )
+    if measured.sharded:
+        rows, counts = rows_over_shards(measured.weights, rows, counts)
+    if standing is not None:
+        rows = without_steps(rows, rows[:, STEP] == standing.to(rows.device, non_blocking=True))
+    return budget_of_rows(rows, names, measured.numel, counts)
 
 
 def on_each_device(weights: Sequence[Tensor], measured: Callable[[list[int]], ForceBudget]) -> ForceBudget:
@@ -147,25 +185,6 @@ def _joined(parts: list[ForceBudget], rows: list[int]) -> ForceBudget:
 
     joined: ForceBudget = join(parts)
     return joined
-
-
-def _forces_on(rows: list[Row], since: Tensor | None, histogram: bool, backend: str | None) -> ForceBudget:
-    stepped = with_columns(rows)
-    device = stepped.lr.device
-    here = find_kernel("sums", backend, device)(stepped.kernel_rows, with_histogram=histogram)
-    sums = sums_over_shards([row.weight for row in rows], here)
-    moved = stepped.step > 0
-    if since is not None:
-        moved &= stepped.step != since.to(device)
-    return budget_after_step(
-        tuple(row.name for row in rows),
-        numel_on((row.weight for row in rows), device),
-        sums,
-        lr=stepped.lr,
-        decay_factor=stepped.decay_factor,
-        step=stepped.step,
-        moved=moved,
-    )
 
 
 def budget_after_step(

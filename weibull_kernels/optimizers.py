@@ -74,18 +74,20 @@ class Settings:
         on_gpu = weight.device.type == "cuda"
         if weight.dtype == torch.float64 or (self.fused and on_gpu):
             return torch.float64
-        foreach = (
-            on_gpu and not self.fused and not self.differentiable if self.foreach is None else self.foreach
-        )
-        # A number is rounded to the dtype of the list it multiplies; a tensor factor is not.
-        return weight.dtype if foreach and not isinstance(self.lr, Tensor) else torch.float32
+        tensor_lr = isinstance(self.lr, Tensor)
+        foreach = self.foreach
+        if foreach is None:  # as torch chooses
+            chosen = on_gpu and not self.fused and not self.differentiable
+            foreach = chosen and (self.capturable or not tensor_lr)
+        # What multiplies a list is rounded to its dtype: a number on a CPU, a tensor on a GPU.
+        return weight.dtype if foreach and tensor_lr == on_gpu else torch.float32
 
     def bias_correction_in_float32(self, weight: Tensor) -> bool:
-        """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, CUDA fused since 2.13."""
+        """Whether torch computed 1 − βᵗ in float32: capturable, differentiable, CUDA fused since 2.11."""
         if not self.by_torch:
             return False
         if self.fused:
-            return weight.device.type == "cuda" and torch.__version__ >= (2, 13)  # type: ignore[operator]
+            return weight.device.type == "cuda" and torch.__version__ >= (2, 11)  # type: ignore[operator]
         return self.capturable or self.differentiable
 
 
@@ -119,10 +121,10 @@ def read_optimizer(
         TypeError: an optimizer whose update is not known, or a parameter that `require_readable` refuses.
         ValueError: a parameter that `model` does not own, or the wrong number of learning rates.
     """
-    _require_known_update(optimizer)
+    require_known_update(optimizer)
     names = None if model is None else names_in(model)
-    rates = _rates(lr, len(optimizer.param_groups))
-    by_torch = _module_of_step(optimizer) == _KNOWN_STEPS[0]
+    rates = rates_of(lr, len(optimizer.param_groups))
+    by_torch = is_by_torch(optimizer)
     settings = [
         settings_of(group, rate, by_torch=by_torch)
         for group, rate in zip(optimizer.param_groups, rates, strict=True)
@@ -163,11 +165,11 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def names_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """What `name_at` says of each of them."""
-    return tuple(
-        name_at(group, index, position)
-        for index, group in enumerate(optimizer.param_groups)
-        for position in range(len(group["params"]))
-    )
+    names: list[str] = []
+    for index, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names")
+        names += (f"{index}.{i}" for i in range(len(group["params"]))) if given is None else map(str, given)
+    return tuple(names)
 
 
 def name_at(group: Mapping[str, Any], index: int, position: int) -> str:
@@ -224,12 +226,17 @@ def with_columns(rows: Sequence[Row]) -> Stepped:
 def _looked_back_by(settings: Settings, weight: Tensor) -> float | Tensor:
     """The decay factor, by which the weights before the step are found."""
     factor = settings.decay_factor(weight)
+    require_look_back(settings, factor)
+    return factor
+
+
+def require_look_back(settings: Settings, factor: float | Tensor) -> None:
+    """Raises a ValueError if the decay factor of a step, a number, is 0: the weights before it are lost."""
     if not isinstance(factor, Tensor) and factor == 0:
         raise ValueError(
             f"lr {settings.lr} times weight_decay {settings.weight_decay} is 1: the step erased the weights "
             "before it, and forces() cannot look back at them; use a smaller weight_decay"
         )
-    return factor
 
 
 def update_is_known(optimizer: torch.optim.Optimizer) -> bool:
@@ -257,7 +264,8 @@ def _kind(optimizer: Any) -> str:
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
-def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
+def require_known_update(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a TypeError if the optimizer steps by a formula that is not known."""
     require_no_own_shards(optimizer)
     if update_is_known(optimizer):
         return
@@ -271,6 +279,11 @@ def _require_known_update(optimizer: torch.optim.Optimizer) -> None:
     )
 
 
+def is_by_torch(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step is torch's own code, and rounds as that does."""
+    return _module_of_step(optimizer) == _KNOWN_STEPS[0]
+
+
 def _module_of_step(optimizer: torch.optim.Optimizer) -> str:
     return str(inspect.unwrap(type(optimizer).step).__module__)
 
@@ -279,6 +292,20 @@ def names_in(model: torch.nn.Module) -> dict[int, str]:
     """Names of a model's parameters by their identity, without what wrappers put before them."""
     named = dict(model.named_parameters())
     return dict(zip(map(id, named.values()), unwrapped(named), strict=True))
+
+
+def names_by_model(
+    model: torch.nn.Module, parameters: Sequence[Tensor], places: Sequence[str]
+) -> tuple[str, ...]:
+    """The names that a model has for parameters, which are at these places of an optimizer.
+
+    Raises:
+        ValueError: the model does not own one of them.
+    """
+    names = names_in(model)
+    return tuple(
+        _look_up(names, parameter, place) for parameter, place in zip(parameters, places, strict=True)
+    )
 
 
 def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:
@@ -291,7 +318,8 @@ def _look_up(names: dict[int, str], parameter: Tensor, place: str) -> str:
         ) from None
 
 
-def _rates(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
+def rates_of(lr: LearningRate | None, groups: int) -> list[float | Tensor | None]:
+    """A rate for each group, None where the group's own is meant; a ValueError if `lr` is none of these."""
     if lr is None:
         return [None] * groups
     if isinstance(lr, (Real, str)) or (isinstance(lr, Tensor) and lr.numel() == 1):

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels.interface import HYPERPARAMETERS, Step, SteppedTensors
-from .kernels.memory import sent
-from .optimizers import name_at, parameters_of, settings_of
+from .device_tables import ByStream, keep_for_graphs, picker, used
+from .hyperparameters import Kinds, PresentNumbers
+from .kernels.host import Facts, Found, walk
+from .kernels.interface import Step, SteppedTensors
+from .kernels.memory import capturing
+from .optimizers import names_of, placed_parameters
 from .shards import is_sharded, local_of
 from .tensors import fits, misfit, require_readable
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_STATE = (*MOMENTS, "step")
 
 _State = dict[str, Any]
-_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
+
+
+def found_in(optimizer: torch.optim.Optimizer) -> Found:
+    """What a plan is made for and used on: parameters, gradients and state."""
+    return walk(optimizer, _STATE, gradients=True)
 
 
 class StepPlan:
@@ -26,12 +33,15 @@ class StepPlan:
 
     Of tensors that are sharded (DTensor) the kernels get what lies here.
 
-    It does not keep the optimizer, which keeps it: dropped, both would wait for the garbage collector,
-    and the moments with them.
+    It holds none of these tensors and not the optimizer, so that whoever replaces or drops them has their
+    memory back.
 
     Args:
         optimizer: whose parameters they are.
         begin: makes the state of a weight and its group where there is none.
+
+    Attributes:
+        devices: that tensors are stepped on.
 
     Raises:
         ValueError: gradient or state do not fit the weight.
@@ -42,138 +52,112 @@ class StepPlan:
         self, optimizer: torch.optim.Optimizer, begin: Callable[[Tensor, dict[str, Any]], _State]
     ) -> None:
         by_device: dict[torch.device, list[_Row]] = {}
-        place = -1
-        for index, group in enumerate(optimizer.param_groups):
-            for position, weight in enumerate(group["params"]):
-                place += 1
-                if weight.grad is None:
-                    continue
-                name = name_at(group, index, position)
-                require_readable(name, weight)
-                if not optimizer.state[weight]:
-                    optimizer.state[weight] = begin(weight, group)
-                state = _checked(name, weight, optimizer.state[weight], group)
-                by_device.setdefault(weight.device, []).append(_Row(weight, *state, index, place))
-        self._batches = [_Batch(device, rows) for device, rows in by_device.items()]
-        self._tensors = _tensors_of(optimizer)
-        self._sharded = any(map(is_sharded, self._tensors))
-        self._facts = self._present_facts(optimizer)
+        names = names_of(optimizer)
+        for place, (_, _, weight, index, group) in enumerate(placed_parameters(optimizer)):
+            if weight.grad is None:
+                continue
+            name = names[place]
+            require_readable(name, weight)
+            if not optimizer.state[weight]:
+                optimizer.state[weight] = begin(weight, group)
+            _require_fitting(name, weight, optimizer.state[weight], group)
+            by_device.setdefault(weight.device, []).append(_Row(place, weight, index, bool(group["amsgrad"])))
+        found = found_in(optimizer)
+        self._batches = [_Batch(device, rows, len(names)) for device, rows in by_device.items()]
+        kinds = [batch.kinds for batch in self._batches]
+        self._numbers = PresentNumbers(kinds, by_torch=False, looking_back=False)
+        self.devices = tuple(by_device)
+        self._sharded = any(map(is_sharded, found.parameters))
+        self._groups = _of_groups(optimizer)
+        self._facts = Facts(_columns(found))
+        self._gradients = Facts([found.gradients], addresses=False)
 
-    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
+    def holds(self, optimizer: torch.optim.Optimizer, found: Found) -> bool:
         """Whether the same tensors are to be stepped and none has moved.
 
         It looks at all of them, since a tensor may be given other memory without a word
         (`weight.data = …`), but at no entry.
         """
-        tensors = _tensors_of(optimizer)
         return (
-            len(tensors) == len(self._tensors)
-            and all(map(is_, tensors, self._tensors))
-            and self._present_facts(optimizer) == self._facts
+            self._gradients.hold_for([found.gradients])
+            and self._facts.hold_for(_columns(found))
+            and self._groups == _of_groups(optimizer)
         )
 
     def steps(
         self,
         optimizer: torch.optim.Optimizer,
+        found: Found,
         ledger: Callable[[torch.device], Tensor | None],
     ) -> Iterator[tuple[list[Tensor], SteppedTensors, Step]]:
         """The weights of each device, and what its kernel is to do now, with its part of the ledger."""
-        for batch in self._batches:
-            grads: list[Any] = [weight.grad for weight in batch.weights]
+        numbers = self._numbers.of(optimizer.param_groups, [None] * len(optimizer.param_groups))
+        for batch, theirs in zip(self._batches, numbers, strict=True):
+            tables, booked = batch.tables.now(optimizer), ledger(batch.device)
+            if booked is not None and capturing(batch.device):
+                keep_for_graphs(optimizer, booked)
+            weights, grads, *state = batch.columns(found)
+            here = [weights, *state]
+            if self._sharded:
+                grads = [*map(_shard_for, grads, weights)]
+                here = [[None if t is None else local_of(t) for t in column] for column in here]
             yield (
-                batch.weights,
-                batch.tensors,
+                weights,
+                SteppedTensors(
+                    here[0],
+                    here[1],
+                    here[2],
+                    here[3],
+                    here[4],
+                    batch.kinds.of_rows,
+                    batch.places,
+                    tables.prepared,
+                ),
                 Step(
-                    grads=[*map(_shard_for, grads, batch.weights)] if self._sharded else grads,
-                    hyperparameters=batch.hyperparameters(optimizer.param_groups),
-                    ledger=ledger(batch.device),
+                    grads=grads,
+                    hyperparameters=tables.hyperparameters(theirs),
+                    ledger=booked,
                     grad_scale=_sent(getattr(optimizer, "grad_scale", None), batch.device),
                     found_inf=_sent(getattr(optimizer, "found_inf", None), batch.device),
                 ),
             )
 
-    def _present_facts(self, optimizer: torch.optim.Optimizer) -> list[list[Any]]:
-        """Where the tensors of the plan lie and how, what gradients are, and how the groups are cut."""
-        tensors: list[Any] = [tensor for tensor in self._tensors if tensor is not None]
-        grads: list[Any] = [weight.grad for batch in self._batches for weight in batch.weights]
-        placed: list[Any] = []
-        if self._sharded:
-            placed = [(g.device_mesh, g.placements) if is_sharded(g) else None for g in grads]
-            tensors, grads = [*map(local_of, tensors)], [*map(local_of, grads)]
-        return [
-            placed,
-            *([*map(fact, tensors)] for fact in (Tensor.data_ptr, Tensor.numel, _DTYPE)),
-            # Of most, not to make a tuple of each.
-            [None if tensor.is_contiguous() else tensor.stride() for tensor in tensors],
-            *([*map(fact, grads)] for fact in (type, Tensor.numel, _DTYPE, _LAYOUT)),
-            [(len(group["params"]), group["amsgrad"]) for group in optimizer.param_groups],
-        ]
-
 
 class _Row(NamedTuple):
-    weight: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
-    steps_made: Tensor
-    group: int
     place: int
+    weight: Tensor
+    group: int
+    amsgrad: bool
 
 
 class _Batch:
-    """The tensors of one device, and the table of their hyperparameters there."""
+    """The rows of one device."""
 
-    def __init__(self, device: torch.device, rows: list[_Row]) -> None:
+    def __init__(self, device: torch.device, rows: list[_Row], total: int) -> None:
         self.device = device
-        self.weights = [row.weight for row in rows]
-        # How c is rounded depends on the dtype of the weight too.
-        kinds = [(row.group, row.weight.dtype) for row in rows]
-        examples = dict(zip(kinds, rows, strict=True))
-        self._groups = [(row.group, row.weight) for row in examples.values()]
-        table_row = {kind: i for i, kind in enumerate(examples)}
-        self.tensors = SteppedTensors(
-            weights=[local_of(weight) for weight in self.weights],
-            exp_avgs=[local_of(row.exp_avg) for row in rows],
-            exp_avg_sqs=[local_of(row.exp_avg_sq) for row in rows],
-            max_exp_avg_sqs=[
-                None if row.max_exp_avg_sq is None else local_of(row.max_exp_avg_sq) for row in rows
-            ],
-            counts=[row.steps_made for row in rows],
-            groups=[table_row[kind] for kind in kinds],
-            places=[row.place for row in rows],
-        )
-        self._sent: tuple[list[float], Tensor] | None = None
+        self.places = [row.place for row in rows]
+        self.kinds = Kinds(device, [(row.group, row.weight.dtype, True) for row in rows])
+        self.tables = ByStream(device, [row.weight.numel() for row in rows])
+        self._pick = picker(self.places, total)
+        self._amsgrad = [row.amsgrad for row in rows]
 
-    def hyperparameters(self, param_groups: list[dict[str, Any]]) -> Tensor:
-        """`HYPERPARAMETERS` [G, 6]; numbers are sent when they have changed, tensors copied on the device."""
-        numbers: list[float | Tensor] = []
-        for index, weight in self._groups:
-            numbers += _hyperparameters(param_groups[index], weight)
-        known = [0.0 if isinstance(number, Tensor) else number for number in numbers]
-        if self._sent is None or self._sent[0] != known:
-            table = torch.tensor(known, dtype=torch.float64, device="cpu").reshape(-1, len(HYPERPARAMETERS))
-            self._sent = known, sent(table, self.device)
-        table = self._sent[1]
-        for cell, number in enumerate(numbers):
-            if isinstance(number, Tensor):
-                table.view(-1)[cell].copy_(number, non_blocking=self.device.type != "cpu")
-        return table
+    def columns(self, found: Found) -> tuple[list[Any], ...]:
+        """Weights, gradients, moments and counts."""
+        columns: list[list[Any]] = [found.parameters, found.gradients, *found.states]
+        weights, grads, exp_avgs, exp_avg_sqs, largest, counts = map(self._pick, columns)
+        return weights, grads, exp_avgs, exp_avg_sqs, used(largest, self._amsgrad), counts
 
 
-def _tensors_of(optimizer: torch.optim.Optimizer) -> list[Any]:
-    """All parameters, then the weights that have gradients, then their states; None for what is not there."""
-    parameters, state = parameters_of(optimizer), optimizer.state
-    weights = [weight for weight in parameters if weight.grad is not None]
-    states = [state[weight] for weight in weights]
-    amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
-    names = ("step", *(MOMENTS if amsgrad else MOMENTS[:2]))
-    return [*parameters, *weights, *(found.get(name) for name in names for found in states)]
+def _columns(found: Found) -> list[list[Any]]:
+    return [found.parameters, *found.states]
 
 
-def _checked(
-    name: str, weight: Tensor, state: _State, group: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The moments and the count of a weight's state, after a look at them and at its gradient."""
+def _of_groups(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [(len(group["params"]), group["amsgrad"]) for group in optimizer.param_groups]
+
+
+def _require_fitting(name: str, weight: Tensor, state: _State, group: dict[str, Any]) -> None:
+    """Raises an error unless gradient, moments and count of a weight can go with it into a kernel."""
     needed = MOMENTS if group["amsgrad"] else MOMENTS[:2]
     if missing := [key for key in (*needed, "step") if key not in state]:
         raise ValueError(
@@ -196,7 +180,6 @@ def _checked(
             f"the step of '{name}' must be a float32 tensor of one entry on {weight.device}, got {count!r}; "
             "pass the state through load_state_dict()"
         )
-    return state["exp_avg"], state["exp_avg_sq"], state["max_exp_avg_sq"] if group["amsgrad"] else None, count
 
 
 def _shard_for(grad: Tensor, weight: Tensor) -> Tensor:
@@ -205,13 +188,6 @@ def _shard_for(grad: Tensor, weight: Tensor) -> Tensor:
         # Such as a sum still to be made. A collective call, which torch's AdamW makes too.
         grad = grad.redistribute(placements=weight.placements)
     return local_of(grad)
-
-
-def _hyperparameters(group: dict[str, Any], weight: Tensor) -> tuple[float | Tensor, ...]:
-    """The `HYPERPARAMETERS` of a group for weights like this one."""
-    settings = settings_of(group, by_torch=False)
-    sign = -1.0 if group["maximize"] else 1.0
-    return settings.lr, settings.decay_factor(weight), settings.beta1, settings.beta2, settings.eps, sign
 
 
 def _sent(number: Tensor | None, device: torch.device) -> Tensor | None:

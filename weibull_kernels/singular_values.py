@@ -127,7 +127,7 @@ def top_singular_values(
         split: patterns (as in `fnmatch`) to what the parameters of those names fuse, see `wk.Fused`; the
             first that matches counts. The parts have rows of their own, called `name[part]`.
         pattern: only parameters whose names match.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Returns:
         `TopSingularValues` in the order of `named`, on the device of the tensors (the first accelerator if

@@ -187,7 +187,7 @@ def weight_statistics(
             float16; any shape and device.
         histogram: count it; without, fits are by log moments alone.
         roles: patterns to roles, as in `wk.forces`.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Returns:
         `WeightStatistics` in the order of the source, on the device of the tensors (the first

@@ -47,7 +47,8 @@ struct Entries {
 
 // Steps `count` entries in memory, whole lanes, and keeps the weights of before.
 template <class T>
-WK_INLINE void step_lanes(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
+WK_INLINE void step_lanes(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count,
+                          const StepLanes<T>& n) {
     Squares<Lanes<double>> sums = squares;  // in registers
     for (int64_t i = 0; i < count; i += kLanes) {
         prefetch(at.weight + i);
@@ -81,7 +82,8 @@ WK_INLINE void step_lanes(Squares<Lanes<double>>& squares, const Entries<T>& at,
 
 // The same for any `count`, the last lanes filled up.
 template <class T>
-WK_INLINE void step_block(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count, const StepLanes<T>& n) {
+WK_INLINE void step_block(Squares<Lanes<double>>& squares, const Entries<T>& at, int64_t count,
+                          const StepLanes<T>& n) {
     const int64_t rest = count % kLanes, whole = count - rest;
     if (whole) step_lanes(squares, at, whole, n);
     if (!rest) return;

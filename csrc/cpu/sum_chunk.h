@@ -1,8 +1,8 @@
 // One chunk of one tensor, read once. Included once per instruction set, inside its namespace.
 
 template <class T>
-WK_INLINE void add_squares(Squares<Lanes<double>>& squares, const T* weight, const T* exp_avg, const T* exp_avg_sq,
-                           int64_t count, const Lanes<T>& scaled_eps) {
+WK_INLINE void add_squares(Squares<Lanes<double>>& squares, const T* weight, const T* exp_avg,
+                           const T* exp_avg_sq, int64_t count, const Lanes<T>& scaled_eps) {
     Squares<Lanes<double>> sums = squares;  // in registers
     for (int64_t i = 0; i < count; i += kLanes) {
         prefetch(weight + i);

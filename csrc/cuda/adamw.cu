@@ -7,8 +7,6 @@ namespace weibull {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = kStepThreads, kWarps = kThreads / kWarp;
-
 template <class T>
 constexpr T kLargest = sizeof(T) == 4 ? T(3.4028234663852886e38) : T(1.7976931348623157e308);
 
@@ -26,6 +24,7 @@ struct Numbers {
     T grad_scale, sign, gain1, gain2, scaled_eps, rate, lost;
     bool near_mean;
 
+    Numbers() = default;
     __device__ Numbers(const Hyperparameters& set, double step, const float* scale) {
         const Corrections corrections = corrections_of(set, step);
         grad_scale = scale ? T(*scale) : T(1);
@@ -104,16 +103,16 @@ __device__ __forceinline__ void store(const Memory& to, int entry, bool whole, i
     widen(raw, to.dtype, from);
 }
 
-// One chunk of a tensor stepped by one warp.
+// One chunk of a tensor stepped; `part` is that of the warp.
 template <class T, bool kBooks>
 __device__ __forceinline__ void step_chunk(const Columns& columns, int chunk, const Numbers<T>& n,
-                                           bool unscales_, StepSums* partial) {
-    const int aligned = columns.aligned ? chunk / kPack<T> * kPack<T> : 0, lane = threadIdx.x % kWarp;
+                                           bool unscales_, StepSums* part) {
+    const int aligned = columns.aligned ? chunk / kPack<T> * kPack<T> : 0;
     scalar::Squares<double> squares;
     Statistics<T> statistics;
     double change = 0;
 #pragma unroll 1
-    for (int i = lane * kPack<T>; i < chunk; i += kWarp * kPack<T>) {
+    for (int i = threadIdx.x * kPack<T>; i < chunk; i += kThreads * kPack<T>) {
         const Columns at = columns.in_loop();
         const bool unscales = hidden(unscales_), whole = i < aligned;
         const int count = chunk - i;
@@ -174,7 +173,7 @@ __device__ __forceinline__ void step_chunk(const Columns& columns, int chunk, co
         StepSums sums;
         finish(squares, statistics, sums);
         sums.change = over_warp(change);
-        if (lane == 0) *partial = sums;
+        if (threadIdx.x % kWarp == 0) *part = sums;
     }
 }
 
@@ -183,16 +182,17 @@ template <class T, bool kBooks>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kStepBlocks : 1)
     step_chunks(Table table, Step step, StepSums* partials) {
     if (step.found_inf && *step.found_inf != 0) return;
-    for_each_stretch(table, [&](int index, int first, int last) {
-        const Row& row = table.rows[index];
-        if (is_wide(row) != (sizeof(T) == 8)) return;
-        const Numbers<T> numbers(step.sets[row.group], next_count(row), step.grad_scale);
-        for (int chunk = first_of_warp<kWarps>(first); chunk < last; chunk += kWarps) {
-            const Span span(row, chunk);
-            step_chunk<T, kBooks>(Columns(row, step.grads[index], span.begin), span.count, numbers,
-                                  step.grad_scale != nullptr, partials + chunk);
-        }
-    });
+    Numbers<T> numbers;
+    for_each_chunk<T>(
+        table,
+        [&](const Row& row, int) {
+            numbers = Numbers<T>(step.sets[row.group], next_count(row), step.grad_scale);
+        },
+        [&](const Row& row, int chunk, int64_t begin, int count) {
+            const int64_t grad = step.grads[table.row_of_chunk[chunk]];
+            step_chunk<T, kBooks>(Columns(row, grad, begin), count, numbers, step.grad_scale != nullptr,
+                                  part_of(partials, chunk));
+        });
 }
 
 // Counts the step of one tensor, and books it.
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kCombining)
 
 template <class T, bool kBooks>
 void launch_chunks(const Launch& launch, const Table& table, const Step& step, StepSums* partials) {
-    const int blocks = blocks_of(step_chunks<T, kBooks>, launch, kThreads, table.chunks);
+    const int blocks = blocks_of<step_chunks<T, kBooks>>(launch, table.chunks);
     step_chunks<T, kBooks><<<blocks, kThreads, 0, launch.stream>>>(table, step, partials);
     check(cudaGetLastError(), "the step cannot be launched");
 }
@@ -222,11 +222,10 @@ void launch_adamw(const Launch& launch, const Table& table, const Step& step, bo
                   StepSums* partials, LedgerRow* ledger) {
     if (table.size == 0) return;
     const OnDevice on(launch.device);
-    const bool any = table.chunks > 0;
-    if (any && any_narrow && ledger) launch_chunks<float, true>(launch, table, step, partials);
-    if (any && any_narrow && !ledger) launch_chunks<float, false>(launch, table, step, partials);
-    if (any && any_wide && ledger) launch_chunks<double, true>(launch, table, step, partials);
-    if (any && any_wide && !ledger) launch_chunks<double, false>(launch, table, step, partials);
+    const auto launch_float = ledger ? launch_chunks<float, true> : launch_chunks<float, false>;
+    const auto launch_double = ledger ? launch_chunks<double, true> : launch_chunks<double, false>;
+    if (any_narrow) launch_float(launch, table, step, partials);
+    if (any_wide) launch_double(launch, table, step, partials);
     finish_steps<<<unsigned(table.size), kCombining, 0, launch.stream>>>(table, step, partials, ledger);
     check(cudaGetLastError(), "the end of the step cannot be launched");
 }

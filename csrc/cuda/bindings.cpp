@@ -25,11 +25,13 @@ struct Call {
 };
 
 Call call_of(const py::tuple& table, int device, int64_t stream, int blocks) {
-    if (table.size() != 5) throw std::invalid_argument("table must be (address, rows, chunks, wide, narrow)");
+    if (table.size() != 6)
+        throw std::invalid_argument("table must be (rows, row of chunk, size, chunks, wide, narrow)");
     return {{device, pointer<CUstream_st>(stream), blocks},
-            {pointer<const Row>(table[0].cast<int64_t>()), table[1].cast<int>(), table[2].cast<int>()},
-            table[3].cast<bool>(),
-            table[4].cast<bool>()};
+            {pointer<const Row>(table[0].cast<int64_t>()), pointer<const int32_t>(table[1].cast<int64_t>()),
+             table[2].cast<int>(), table[3].cast<int>()},
+            table[4].cast<bool>(),
+            table[5].cast<bool>()};
 }
 
 void sums(const py::tuple& table, int64_t scaled_eps, int64_t scales, int64_t partials, int64_t sums,
@@ -71,8 +73,8 @@ PYBIND11_MODULE(_cuda, module) {
     module.attr("HYPERPARAMETERS") = sizeof(weibull::Hyperparameters) / sizeof(double);
     module.attr("LEDGER_COLUMNS") = sizeof(weibull::LedgerRow) / sizeof(double);
     module.attr("SUM_COLUMNS") = cuda::kSumColumns;
-    module.attr("SUMS_BYTES") = sizeof(weibull::Sums);
-    module.attr("STEP_SUMS_BYTES") = sizeof(weibull::StepSums);
+    module.attr("SUMS_BYTES") = cuda::kParts * sizeof(weibull::Sums);
+    module.attr("STEP_SUMS_BYTES") = cuda::kParts * sizeof(weibull::StepSums);
     module.def("sums", &cuda::sums, "table"_a, "scaled_eps"_a, "scales"_a, "partials"_a, "sums"_a,
                "histograms"_a, "device"_a, "stream"_a, "blocks"_a,
                "Sums float64 [P, 8] over tensors and their moments, the updates' times `scales` [P].");

@@ -33,8 +33,8 @@ private:
 };
 
 // As many blocks of a kernel as fit on the device at once, but no more than there is work for.
-template <class Kernel>
-int blocks_of(Kernel kernel, const Launch& launch, int threads, int64_t chunks) {
+template <auto kKernel>
+int blocks_of(const Launch& launch, int chunks) {
     constexpr int kDevices = 64;
     static int resident[kDevices];  // by device; 0 until asked, and the same whoever asks
     int fit = launch.blocks;
@@ -44,14 +44,13 @@ int blocks_of(Kernel kernel, const Launch& launch, int threads, int64_t chunks) 
             int processors = 0, each = 0;
             check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, launch.device),
                   "the CUDA device does not tell its size");
-            check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0),
+            check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, kThreads, 0),
                   "the kernels do not fit this CUDA device");
             known = processors * each;
         }
         fit = known;
     }
-    const int64_t needed = (chunks + threads / 32 - 1) / (threads / 32);
-    return int(fit < needed ? fit : needed);
+    return fit < chunks ? fit : chunks;
 }
 
 }  // namespace cuda

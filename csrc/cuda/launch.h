@@ -27,9 +27,10 @@ struct Measured {
 };
 
 constexpr int kSumColumns = 8;
+constexpr int kParts = kThreads / 32;  // partial sums of a chunk
 
 // Writes the sums of P tensors to `sums` [P, kSumColumns], the update's multiplied by `scales` [P]; and
-// adds to `histograms` [P, kBins], null where nobody asked. `partials` has room for a Sums a chunk.
+// adds to `histograms` [P, kBins], null where nobody asked. `partials` has room for kParts Sums a chunk.
 void launch_sums(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
                  bool any_narrow, Sums* partials, const double* scales, double* sums,
                  unsigned long long* histograms);
@@ -47,8 +48,8 @@ struct Step {
     const float* found_inf;
 };
 
-// Steps P tensors and books it in `ledger`, null where nobody asked; `partials` has room for a StepSums
-// a chunk where there is a ledger.
+// Steps P tensors and books it in `ledger`, null where nobody asked; `partials` has room for
+// kParts StepSums a chunk where there is a ledger.
 void launch_adamw(const Launch& launch, const Table& table, const Step& step, bool any_wide, bool any_narrow,
                   StepSums* partials, LedgerRow* ledger);
 

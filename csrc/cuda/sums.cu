@@ -7,8 +7,6 @@ namespace weibull {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = kSumThreads, kWarps = kThreads / kWarp;
-
 // What is read of a tensor from an entry on: of amsgrad's second moments the largest.
 struct Columns {
     Memory weight, exp_avg, exp_avg_sq;
@@ -30,15 +28,15 @@ struct Columns {
     }
 };
 
-// One chunk of a tensor by one warp.
+// One chunk of a tensor; `part` is that of the warp.
 template <class T, bool kHistogram>
 __device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T scaled_eps, const Bins& bins,
-                                          Sums* partial) {
-    const int whole = columns.aligned ? count / kPack<T> * kPack<T> : 0, lane = threadIdx.x % kWarp;
+                                          Sums* part) {
+    const int whole = columns.aligned ? count / kPack<T> * kPack<T> : 0;
     scalar::Squares<double> squares;
     Statistics<T> statistics;
 #pragma unroll 1
-    for (int i = lane * kPack<T>; i < count; i += kWarp * kPack<T>) {
+    for (int i = threadIdx.x * kPack<T>; i < count; i += kThreads * kPack<T>) {
         const Columns at = columns.in_loop();
         T w[kPack<T>], m[kPack<T>], v[kPack<T>];
         if (i < whole) {
@@ -71,7 +69,7 @@ __device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T s
     }
     Sums sums;
     finish(squares, statistics, sums);
-    if (lane == 0) *partial = sums;
+    if (threadIdx.x % kWarp == 0) *part = sums;
 }
 
 __device__ __forceinline__ double scaled_eps_of(const Measured& measured, const Row& row, int index) {
@@ -82,15 +80,13 @@ __device__ __forceinline__ double scaled_eps_of(const Measured& measured, const 
     return set.eps * corrections_of(set, step).root;
 }
 
-__device__ void clear(unsigned* window) {
-    for (int i = threadIdx.x; i < kWindow; i += blockDim.x) window[i] = 0;
+// Adds the window to a row of the histogram and empties it.
+__device__ void flush(unsigned* window, unsigned long long* row) {
     __syncthreads();
-}
-
-__device__ void flush(const unsigned* window, unsigned long long* row) {
-    __syncthreads();
-    for (int i = threadIdx.x; i < kWindow; i += blockDim.x)
-        if (window[i]) atomicAdd(row + kFirstBin + i, static_cast<unsigned long long>(window[i]));
+    for (int i = threadIdx.x; i < kWindow; i += kThreads) {
+        if (row && window[i]) atomicAdd(row + kFirstBin + i, static_cast<unsigned long long>(window[i]));
+        window[i] = 0;
+    }
     __syncthreads();
 }
 
@@ -99,19 +95,19 @@ template <class T, bool kHistogram>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kSumBlocks : 1)
     sum_chunks(Table table, Measured measured, Sums* partials, unsigned long long* histograms) {
     __shared__ unsigned window[kHistogram ? kWindow : 1];
-    for_each_stretch(table, [&](int index, int first, int last) {
-        const Row& row = table.rows[index];
-        if (is_wide(row) != (sizeof(T) == 8)) return;
-        const Bins bins{window, kHistogram ? histograms + int64_t(index) * kBins : nullptr};
-        if (kHistogram) clear(window);
-        const T scaled_eps = T(scaled_eps_of(measured, row, index));
-        for (int chunk = first_of_warp<kWarps>(first); chunk < last; chunk += kWarps) {
-            const Span span(row, chunk);
-            sum_chunk<T, kHistogram>(Columns(row, span.begin), span.count, scaled_eps, bins,
-                                     partials + chunk);
-        }
-        if (kHistogram) flush(window, bins.row);
-    });
+    Bins bins{window, nullptr};
+    T scaled_eps = 0;
+    for_each_chunk<T>(
+        table,
+        [&](const Row& row, int index) {
+            if (kHistogram) flush(window, bins.row);
+            bins.row = histograms + int64_t(index) * kBins;
+            scaled_eps = T(scaled_eps_of(measured, row, index));
+        },
+        [&](const Row& row, int chunk, int64_t begin, int count) {
+            sum_chunk<T, kHistogram>(Columns(row, begin), count, scaled_eps, bins, part_of(partials, chunk));
+        });
+    if (kHistogram) flush(window, bins.row);
 }
 
 // The sums of one tensor, [8] double: of the update as torch has it where `scales` says by how much.
@@ -141,21 +137,20 @@ __global__ void __launch_bounds__(kCombining)
     ledger[blockIdx.x] = row_after_step(total, sets[row.group], step);
 }
 
-template <class T>
+template <class T, bool kHistogram>
 void launch_chunks(const Launch& launch, const Table& table, const Measured& measured, Sums* partials,
                    unsigned long long* histograms) {
-    const auto kernel = histograms ? sum_chunks<T, true> : sum_chunks<T, false>;
-    const int blocks = histograms ? blocks_of(sum_chunks<T, true>, launch, kThreads, table.chunks)
-                                  : blocks_of(sum_chunks<T, false>, launch, kThreads, table.chunks);
-    kernel<<<blocks, kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
+    const int blocks = blocks_of<sum_chunks<T, kHistogram>>(launch, table.chunks);
+    sum_chunks<T, kHistogram><<<blocks, kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
     check(cudaGetLastError(), "the sums of the chunks cannot be launched");
 }
 
 void launch_all_chunks(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
                        bool any_narrow, Sums* partials, unsigned long long* histograms) {
-    if (table.chunks == 0) return;
-    if (any_narrow) launch_chunks<float>(launch, table, measured, partials, histograms);
-    if (any_wide) launch_chunks<double>(launch, table, measured, partials, histograms);
+    const auto launch_float = histograms ? launch_chunks<float, true> : launch_chunks<float, false>;
+    const auto launch_double = histograms ? launch_chunks<double, true> : launch_chunks<double, false>;
+    if (any_narrow) launch_float(launch, table, measured, partials, histograms);
+    if (any_wide) launch_double(launch, table, measured, partials, histograms);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// How tensors reach a kernel: a table of rows on the device, cut into chunks that warps share out.
+// How tensors reach a kernel: a table of rows on the device, cut into chunks that blocks share out.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,9 @@ WK_INLINE bool is_wide(const Row& row) {
 
 struct Table {
     const Row* rows;
+    const int32_t* row_of_chunk;
     int size;
-    int chunks;  // of all rows: 2^31 of them are 2^43 entries
+    int chunks;  // of all rows: 2^31 of them are 2^44 entries
 };
 
 }  // namespace cuda

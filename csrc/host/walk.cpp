@@ -50,7 +50,8 @@ py::list params_of(py::handle group) {
 void entries_of(PyObject* state, const py::tuple& names, PyObject** entries) {
     const Py_ssize_t count = PyTuple_GET_SIZE(names.ptr());
     std::fill(entries, entries + count, nullptr);
-    if (!state || !PyDict_Check(state)) return;
+    if (!state) return;
+    if (!PyDict_Check(state)) throw py::type_error("the state of a parameter must be a dict");
     Py_ssize_t met = 0;
     PyObject *key, *value;
     for (Py_ssize_t at = 0; PyDict_Next(state, &at, &key, &value);)

@@ -1,100 +1,14 @@
-"""What only a GPU can show. Run by `make gpu`; `make test` does not come here.
+"""`wk.forces` and what else is public, on a GPU.
 
 python3 -m pytest --noconftest tests/gpu
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from oracle import assert_agrees, assert_same_bits, make_rows, norms_sq, set_gradients
+from device import BACKENDS, DEVICE, SHAPES, nothing_waits
+from oracle import norms_sq, set_gradients
 
 import weibull_kernels as wk
-from weibull_kernels.kernels import triton
-from weibull_kernels.kernels.interface import Rows
-
-DEVICE = torch.device("cuda")
-assert not triton._interpreted(), "these tests are for the compiled kernels; unset TRITON_INTERPRET"
-SHAPES = [
-    (),
-    (0,),
-    (1,),
-    (7,),
-    (511,),
-    (512,),
-    (513,),
-    (32768,),
-    (32769,),
-    (300, 1000),
-    (3, 5, 7, 11),
-    (2_000_003,),
-]
-DTYPES = {
-    "fp32": (torch.float32,) * 3,
-    "bf16 with fp32 moments": (torch.bfloat16, torch.float32, torch.float32),
-    "bf16": (torch.bfloat16,) * 3,
-    "fp16": (torch.float16,) * 3,
-    "fp64": (torch.float64,) * 3,
-}
-
-
-def on_gpu(rows: Rows) -> Rows:
-    return Rows(**{name: to_gpu(value) for name, value in vars(rows).items()})
-
-
-def to_gpu(value):
-    return [v if v is None else v.to(DEVICE) for v in value] if isinstance(value, list) else value.to(DEVICE)
-
-
-def columns(shape, weight, exp_avg, exp_avg_sq):
-    """Random w, m, v of a shape, with every kind of special entry in w where there is room."""
-    w = torch.randn(shape, dtype=torch.float64) * 0.02
-    if w.numel() > 500:
-        w.view(-1)[:9] = torch.tensor(
-            [0.0, -0.0, 1e-24, -1e-40, 1e-45, 3e-8, 64.0, 1e4, -1.0], dtype=torch.float64
-        )
-    m, v = torch.randn(shape) * 0.01, torch.rand(shape) * 1e-3
-    return w.to(weight), m.to(exp_avg), v.to(exp_avg_sq)
-
-
-@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("histogram", [False, True])
-def test_sums_agree_with_the_reference(dtypes, histogram):
-    torch.manual_seed(0)
-    rows = on_gpu(make_rows(*(columns(shape, *dtypes) for shape in SHAPES), eps=1e-4))
-    found = triton.sums(rows, with_histogram=histogram)
-    assert_agrees(found, rows, 1e-6)
-    assert_same_bits(found, triton.sums(rows, with_histogram=histogram))
-
-
-def test_non_finite_entries_are_counted_and_left_out():
-    w = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 2.0])
-    found = triton.sums(on_gpu(make_rows((w,))), with_histogram=True)
-    assert found.non_finite_count.item() == 3
-    assert found.max_abs.item() == 2
-    assert found.histogram.sum().item() == 2
-
-
-def test_unaligned_memory():
-    w, m, v = columns((100_000,), *DTYPES["fp32"])
-    views = [t.to(DEVICE)[1:] for t in (w, m, v)]
-    rows = on_gpu(make_rows(tuple(views)))
-    assert_agrees(triton.sums(rows, with_histogram=True), rows, 1e-6)
-
-
-def test_more_than_2_to_the_31_entries():
-    size = 2**31 + 5
-    w = torch.ones(size, dtype=torch.bfloat16, device=DEVICE)
-    w[-1] = 2
-    column = torch.ones(1, dtype=torch.float64, device=DEVICE)
-    found = triton.sums(Rows([w], [None], [None], column, column, column), with_histogram=True)
-    assert found.weight_sq.item() == size + 3
-    assert found.max_abs.item() == 2
-    assert found.histogram.sum().item() == size
-
 
 FORMS = {
     "for-loop": {"foreach": False},
@@ -110,6 +24,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_balance_closes(form):
+    """By every backend, on the same steps."""
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape, device=DEVICE) * 0.02) for shape in SHAPES[2:]]
     groups = [
@@ -117,33 +32,65 @@ def test_the_balance_closes(form):
         {"params": parameters[4:], "weight_decay": 0.01, "betas": (0.8, 0.95)},
     ]
     optimizer = torch.optim.AdamW(groups, **{"lr": 1e-3, **form})
-    for _ in range(20):
+    for _ in range(10):
         set_gradients(parameters)
         before = norms_sq(parameters)
         fourth = torch.stack([p.detach().double().pow(4).sum() for p in parameters])
         optimizer.step()
-        budget = wk.forces(optimizer)
         measured = norms_sq(parameters) - before
-        allowed = 1e-6 * budget.absolute + 16 * 2.0**-24 * fourth.sqrt()
-        assert ((budget.predicted_change - measured).abs() <= allowed).all()
+        for backend in BACKENDS:
+            budget = wk.forces(optimizer, backend=backend)
+            allowed = 1e-6 * budget.absolute + 16 * 2.0**-24 * fourth.sqrt()
+            assert ((budget.predicted_change - measured).abs() <= allowed).all()
 
 
-def test_nothing_waits_and_nothing_changes():
+@pytest.mark.parametrize("histogram", [False, True])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_waits_and_nothing_changes(backend, form, histogram):
     model = torch.nn.Linear(512, 512, device=DEVICE)
-    optimizer = torch.optim.AdamW(model.named_parameters(), fused=True)
+    optimizer = torch.optim.AdamW(model.named_parameters(), **form)
     set_gradients(list(model.parameters()))
     optimizer.step()
-    wk.forces(optimizer)  # compiles
     tensors = [*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())]
     copies = [t.detach().clone() for t in tensors]
-    state = torch.cuda.get_rng_state()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        wk.forces(optimizer, histogram=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    states = torch.cuda.get_rng_state(), torch.get_rng_state()
+    found = []
+    for _ in range(2):  # the first compiles and makes the tables
+        with nothing_waits():
+            found.append(wk.forces(optimizer, backend=backend, histogram=histogram))
     assert all(torch.equal(a, b) for a, b in zip(tensors, copies, strict=True))
-    assert torch.equal(state, torch.cuda.get_rng_state())
+    assert all(map(torch.equal, states, (torch.cuda.get_rng_state(), torch.get_rng_state())))
+    assert all(torch.equal(found[0].alignment, other.alignment) for other in found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_that_change_are_noticed(backend):
+    """Rates, betas, weights elsewhere, another group: a call sees the optimizer as it is."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(300, 7, device=DEVICE)) for _ in range(4)]
+    optimizer = torch.optim.AdamW(weights[:3], fused=True)
+
+    def assert_as_by_the_reference():
+        set_gradients(weights)
+        optimizer.step()
+        found, exact = (wk.forces(optimizer, backend=name) for name in (backend, "reference"))
+        for name in ("alignment", "injection", "decay", "coupling"):
+            apart = (getattr(found, name) - getattr(exact, name)).abs()
+            assert (apart <= 1e-6 * exact.absolute).all()
+        assert torch.equal(found.step, exact.step)
+
+    assert_as_by_the_reference()
+    optimizer.param_groups[0]["lr"] = 0.01
+    assert_as_by_the_reference()
+    optimizer.param_groups[0]["betas"] = (0.7, 0.8)
+    assert_as_by_the_reference()
+    weights[0].data = weights[0].detach().clone() + 1
+    assert_as_by_the_reference()
+    optimizer.add_param_group({"params": weights[3:], "lr": 0.1, "amsgrad": True})
+    assert_as_by_the_reference()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert_as_by_the_reference()
 
 
 def test_a_step_that_the_scaler_skips_is_not_booked():
@@ -183,11 +130,7 @@ HALF_FORMS = {
     "by default": {},
     "by default, tensor lr": {"lr": torch.tensor(0.1)},
     "fused": {"fused": True},
-    "capturable foreach, tensor lr": {
-        "capturable": True,
-        "foreach": True,
-        "lr": torch.tensor(0.1, device=DEVICE),
-    },
+    "capturable foreach, tensor lr": {"capturable": True, "foreach": True, "lr": torch.tensor(0.1)},
 }
 
 
@@ -197,6 +140,8 @@ def test_decay_of_bfloat16_is_that_of_the_optimizer(form):
     torch.manual_seed(0)
     weight = torch.nn.Parameter((torch.rand(20_000, device=DEVICE) + 0.5).bfloat16())
     before = weight.detach().double()
+    if form.get("capturable"):
+        form = {**form, "lr": form["lr"].to(DEVICE)}
     optimizer = torch.optim.AdamW([weight], **{"lr": 0.1, "weight_decay": 0.1234, **form})
     weight.grad = torch.zeros_like(weight)
     optimizer.step()

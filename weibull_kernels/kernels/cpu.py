@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .host import DTYPES, write_addresses
 from .interface import BINS, Rows, Step, SteppedTensors, Sums
-from .memory import flat_columns, flat_to_step
+from .memory import flat_columns, flat_to_read, flat_to_step
 
 try:
     from weibull_kernels import _cpu
@@ -21,9 +22,6 @@ else:
     _missing = None
 
 DEVICES = ("cpu",)
-
-# As in csrc/columns.h.
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def unavailable() -> str | None:
@@ -66,11 +64,8 @@ def sums(rows: Rows, *, with_histogram: bool = False, instruction_set: str | Non
 def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = None) -> None:
     """One step of AdamW on all tensors, booked in the ledger, by as many threads as torch is set to."""
     with flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads):
-        table = flat.prepared.get("cpu")
-        if table is None:
-            table = flat.prepared["cpu"] = _table(flat)
-        table[:, _GRAD] = [grad.data_ptr() for grad in grads]
-        table[:, _GRAD_DTYPE] = [_DTYPES[grad.dtype] for grad in grads]
+        table = _table_of(flat)
+        write_addresses(grads, table, _GRAD, _GRAD_DTYPE)
         _cpu.adamw(
             table,
             step.hyperparameters.numpy(),
@@ -80,6 +75,26 @@ def adamw(tensors: SteppedTensors, step: Step, *, instruction_set: str | None = 
             instruction_set=instruction_set or _cpu.instruction_sets()[0],
             threads=torch.get_num_threads(),
         )
+
+
+def forces(
+    tensors: SteppedTensors,
+    hyperparameters: Tensor,
+    *,
+    with_histogram: bool = False,
+    instruction_set: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The rows of `reference.forces` in one pass, by as many threads as torch is set to."""
+    flat = flat_to_read(tensors)  # holds copies alive until the pass is over
+    histograms = _zeroed(len(flat)) if with_histogram else None
+    rows = _cpu.forces(
+        _table_of(flat),
+        hyperparameters.numpy(),
+        histograms,
+        instruction_set=instruction_set or _cpu.instruction_sets()[0],
+        threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(rows), None if histograms is None else torch.from_numpy(histograms)
 
 
 def gram(columns: Sequence[Tensor], *, instruction_set: str | None = None) -> Tensor:
@@ -130,11 +145,11 @@ def normal_product(
 
 
 def _matrix(matrix: Tensor, vectors: Tensor) -> tuple[int, ...]:
-    """A row of the table of matrices, as in csrc/bindings.cpp."""
+    """A row of the table of matrices, as in csrc/cpu/bindings.cpp."""
     pieces = matrix if matrix.ndim == 3 else matrix[None]
     return (
         matrix.data_ptr(),
-        _DTYPES[matrix.dtype],
+        DTYPES[matrix.dtype],
         *pieces.shape,
         *pieces.stride()[:2],
         vectors.data_ptr(),
@@ -146,45 +161,28 @@ def _states(columns: Sequence[Tensor]) -> tuple[NDArray[np.int64], int]:
     count = columns[0].numel()
     if not all(column.numel() == count and column.is_contiguous() for column in columns):
         raise ValueError("the states of a tensor must be contiguous and of one length")
-    cells = [(column.data_ptr(), _DTYPES[column.dtype]) for column in columns]
+    cells = [(column.data_ptr(), DTYPES[column.dtype]) for column in columns]
     return np.array(cells, dtype=np.int64), count
 
 
-# Columns of the table of tensors to step, as in csrc/bindings.cpp.
+# Columns of the table of tensors to step, as in csrc/cpu/bindings.cpp.
 _GRAD, _GRAD_DTYPE, _STEPPED_COLUMNS = 12, 13, 14
 
 
-def _table(tensors: SteppedTensors) -> NDArray[np.int64]:
-    """A row a tensor; the columns of the gradient are left to each step."""
-    rows = zip(
-        tensors.weights,
-        tensors.exp_avgs,
-        tensors.exp_avg_sqs,
-        tensors.max_exp_avg_sqs,
-        tensors.counts,
-        tensors.groups,
-        tensors.places,
-        strict=True,
-    )
-    cells = [
-        (
-            weight.data_ptr(),
-            exp_avg.data_ptr(),
-            exp_avg_sq.data_ptr(),
-            0 if max_exp_avg_sq is None else max_exp_avg_sq.data_ptr(),
-            _DTYPES[weight.dtype],
-            _DTYPES[exp_avg.dtype],
-            _DTYPES[exp_avg_sq.dtype],
-            0 if max_exp_avg_sq is None else _DTYPES[max_exp_avg_sq.dtype],
-            weight.numel(),
-            count.data_ptr(),
-            group,
-            place,
-            *(0, 0),
-        )
-        for weight, exp_avg, exp_avg_sq, max_exp_avg_sq, count, group, place in rows
-    ]
-    return np.array(cells, dtype=np.int64).reshape(-1, _STEPPED_COLUMNS)
+def _table_of(tensors: SteppedTensors) -> NDArray[np.int64]:
+    """A row a tensor, made once for as long as they stay; columns of the gradient are left to each step."""
+    table: NDArray[np.int64] | None = tensors.prepared.get("cpu")
+    if table is not None:
+        return table
+    table = tensors.prepared["cpu"] = np.zeros((len(tensors), _STEPPED_COLUMNS), dtype=np.int64)
+    columns = tensors.weights, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs
+    for place, column in enumerate(columns):
+        table[:, place] = [0 if tensor is None else tensor.data_ptr() for tensor in column]
+        table[:, 4 + place] = [0 if tensor is None else DTYPES[tensor.dtype] for tensor in column]
+    table[:, 8] = [weight.numel() for weight in tensors.weights]
+    table[:, 9] = [count.data_ptr() for count in tensors.counts]
+    table[:, 10], table[:, 11] = tensors.groups, tensors.places
+    return table
 
 
 def _zeroed(rows: int) -> NDArray[np.int64]:
@@ -198,13 +196,13 @@ def _zeroed(rows: int) -> NDArray[np.int64]:
 
 def _addresses(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> tuple[int, ...]:
     if exp_avg is None or exp_avg_sq is None:
-        return weight.data_ptr(), 0, 0, weight.numel(), _DTYPES[weight.dtype], 0, 0
+        return weight.data_ptr(), 0, 0, weight.numel(), DTYPES[weight.dtype], 0, 0
     return (
         weight.data_ptr(),
         exp_avg.data_ptr(),
         exp_avg_sq.data_ptr(),
         weight.numel(),
-        _DTYPES[weight.dtype],
-        _DTYPES[exp_avg.dtype],
-        _DTYPES[exp_avg_sq.dtype],
+        DTYPES[weight.dtype],
+        DTYPES[exp_avg.dtype],
+        DTYPES[exp_avg_sq.dtype],
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
-from .memory import flat_columns, flat_to_read, flat_to_step, sent
+from .memory import SentNumbers, flat_columns, flat_to_read, flat_to_step, sent
 
 try:
     from weibull_kernels import _cuda
@@ -48,12 +48,13 @@ class Table(NamedTuple):
     """Rows of tensors on the device, and the tuple by which the extension knows them."""
 
     rows: Tensor
-    call: tuple[int, int, int, bool, bool]
+    row_of_chunk: Tensor
+    call: tuple[int, int, int, int, bool, bool]
 
     @property
     def chunks(self) -> int:
-        """Partial sums of all rows."""
-        return self.call[2]
+        """Of all rows."""
+        return self.call[3]
 
 
 def sums(rows: Rows, *, with_histogram: bool = False, blocks: int = 0) -> Sums:
@@ -199,15 +200,11 @@ def _table(cells: Sequence[_Cells], device: torch.device) -> Table:
     rows[:, _FIRST_CHUNK] = chunks.cumsum() - chunks
     columns = rows[:, _DTYPES_OF, None] >> np.arange(0, 40, 8) & 0xFF
     wide = (columns == _DTYPES[torch.float64]).any(axis=1) & (chunks > 0)
+    narrow = ~wide & (chunks > 0)
     there = sent(torch.from_numpy(rows), device)
-    call = (
-        there.data_ptr(),
-        len(rows),
-        int(chunks.sum()),
-        bool(wide.any()),
-        bool((~wide & (chunks > 0)).any()),
-    )
-    return Table(there, call)
+    row_of_chunk = sent(torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int32), chunks)), device)
+    sizes = len(rows), len(row_of_chunk), bool(wide.any()), bool(narrow.any())
+    return Table(there, row_of_chunk, (there.data_ptr(), row_of_chunk.data_ptr(), *sizes))
 
 
 class _Stepping:
@@ -216,8 +213,7 @@ class _Stepping:
     def __init__(self) -> None:
         self._dtypes: list[torch.dtype] | None = None
         self._table: Table | None = None
-        self._found: list[int] | None = None
-        self._addresses: Tensor | None = None
+        self._addresses: SentNumbers | None = None
 
     def tables(
         self, tensors: SteppedTensors, grads: Sequence[Tensor], device: torch.device
@@ -229,7 +225,6 @@ class _Stepping:
         found = [grad.data_ptr() for grad in grads]
         if any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
             raise ValueError("a gradient has no memory; was its storage freed?")
-        if self._addresses is None or self._found != found:
-            self._found = found
-            self._addresses = sent(torch.tensor(found, dtype=torch.int64, device="cpu"), device)
-        return self._table, self._addresses
+        if self._addresses is None:
+            self._addresses = SentNumbers(device)
+        return self._table, self._addresses.of(np.array(found, dtype=np.int64))

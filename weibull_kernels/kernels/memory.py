@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .interface import Rows, SteppedTensors
@@ -50,7 +51,8 @@ def flat_to_step(
         for column in columns:
             for row in rows:
                 if column[row] is not None:
-                    copied.append((column[row], column[row].clone(memory_format=torch.contiguous_format)))
+                    alike = column[row].resolve_neg().clone(memory_format=torch.contiguous_format)
+                    copied.append((column[row], alike))
                     column[row] = copied[-1][1]
         order = tensors.counts, tensors.groups, tensors.places
         flat = SteppedTensors(columns[0], columns[1], columns[2], columns[3], *order)
@@ -65,6 +67,22 @@ def flat_to_step(
     yield flat, grads
     for original, alike in copied:
         original.copy_(alike)
+
+
+def flat_to_read(tensors: SteppedTensors) -> SteppedTensors:
+    """The same with the entries of a row in one order in memory, to be read: itself, or with copies."""
+    rows = _rows_out_of_order(tensors)
+    if not rows:
+        return tensors
+    columns = [list(column) for column in _columns(tensors)]
+    for column in columns:
+        for row in rows:
+            if column[row] is not None:
+                column[row] = column[row].resolve_neg().contiguous()
+    order = tensors.counts, tensors.groups, tensors.places
+    flat = SteppedTensors(columns[0], columns[1], columns[2], columns[3], *order)
+    flat.prepared["out of order"] = []
+    return flat
 
 
 def _require_writable(tensors: Iterable[Tensor]) -> None:
@@ -91,25 +109,110 @@ def _rows_out_of_order(tensors: SteppedTensors) -> list[int]:
 
 
 def _in_one_order(weight: Tensor, *others: Tensor | None) -> bool:
+    # A negative view has a sign that torch keeps beside the memory.
+    if weight.is_neg() or any(other is not None and other.is_neg() for other in others):
+        return False
     if weight.is_contiguous():
         return all(other is None or other.is_contiguous() for other in others)
     return _is_dense(weight) and all(other is None or other.stride() == weight.stride() for other in others)
 
 
 def _grads_out_of_order(tensors: SteppedTensors, grads: Sequence[Tensor]) -> list[int]:
-    # A negative view has a sign that torch keeps beside the memory.
     negative = any(map(Tensor.is_neg, grads))
     if not negative and tensors.prepared.get("contiguous") and all(map(Tensor.is_contiguous, grads)):
         return []
     rows = enumerate(zip(tensors.weights, grads, strict=True))
-    return [row for row, (weight, grad) in rows if grad.is_neg() or not _in_one_order(weight, grad)]
+    return [row for row, (weight, grad) in rows if not _in_one_order(weight, grad)]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is asked of a device now goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:
-    """A table of the host on `device`; through pinned memory, so that nothing waits for a GPU."""
+    """A table of the host on `device`; through pinned memory, so that nothing waits for a GPU.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured, whose memory cannot hold what others read later.
+    """
     if device.type == "cuda":
+        if capturing(device):
+            raise RuntimeError(
+                "a table would have to be made and sent to the GPU, which cannot be done while a CUDA graph "
+                "is captured; make the same call once, on the same tensors, before capturing"
+            )
         table = table.pin_memory()
     return table.to(device, non_blocking=device.type != "cpu")
+
+
+class SentNumbers:
+    """Numbers of the host on a device, sent again when they have changed or the stream has.
+
+    While a CUDA graph is captured they are sent each time, by a copy that the graph makes again with every
+    replay, and nothing is kept: what a graph holds nobody else may read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sent: tuple[Any, NDArray[Any], Tensor] | None = None
+
+    def of(self, numbers: NDArray[Any]) -> Tensor:
+        """The numbers on the device, in an array of the same dtype and shape; the array is free again."""
+        if capturing(self.device):
+            return _FOR_GRAPHS.keep(torch.from_numpy(numbers)).to(self.device, non_blocking=True)
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
+        if self._sent is not None and self._sent[0] == stream and _equal(self._sent[1], numbers):
+            return self._sent[2]
+        # Two copies: on a CPU the table is the very memory, and callers may write into it.
+        table = sent(torch.from_numpy(numbers.copy()), self.device)
+        self._sent = stream, numbers.copy(), table
+        return table
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+class _PinnedForGraphs:
+    """Pinned memory from which CUDA graphs copy with every replay: taken once, then left as it is for ever.
+
+    It is allocated before a capture, by calls outside of it. A table of 300 addresses takes 2.4 kB.
+    """
+
+    _BLOCK = 1 << 20
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._left = 0
+
+    def refill(self) -> None:
+        """Sees to it that half a block is free."""
+        if self._left < self._BLOCK // 2:
+            self._blocks.append(torch.empty(self._BLOCK, dtype=torch.uint8, device="cpu", pin_memory=True))
+            self._left = self._BLOCK
+
+    def keep(self, table: Tensor) -> Tensor:
+        """A copy of the table that stays."""
+        size = table.numel() * table.element_size()
+        taken = -(-size // 64) * 64
+        if taken > self._left:
+            raise RuntimeError(
+                "too much was captured into CUDA graphs at once: no pinned memory is left for a table of "
+                f"{size} bytes; make the same call once outside of the graph, which sets new memory aside"
+            )
+        begin = self._BLOCK - self._left
+        self._left -= taken
+        copy = self._blocks[-1][begin : begin + size].view(table.dtype).view(table.shape)
+        return copy.copy_(table)
+
+
+_FOR_GRAPHS = _PinnedForGraphs()
+
+
+def prepare_for_graphs() -> None:
+    """Sees to it that tables can be sent while a CUDA graph is captured; to be called while none is."""
+    _FOR_GRAPHS.refill()
 
 
 def index_on(places: Sequence[int], device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ Every other backend is tested against this one. It runs on any device that has f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -116,15 +116,18 @@ def adamw(tensors: SteppedTensors, step: Step) -> None:
     if step.found_inf is not None and step.found_inf.item() != 0:
         return
     for i, weight in enumerate(tensors.weights):
-        lr, decay_factor, beta1, beta2, eps, sign = step.hyperparameters[tensors.groups[i]].unbind()
+        lr, decay_factor, beta1, beta2, eps, sign, _ = step.hyperparameters[tensors.groups[i]].unbind()
         count = tensors.counts[i].add_(1).double()
         if step.grad_scale is not None:
             step.grads[i].copy_(step.grads[i].double() / step.grad_scale.double())
         gradient = sign * step.grads[i].double()
-        exp_avg = running_mean(tensors.exp_avgs[i].double(), gradient, beta1)
-        exp_avg_sq = running_mean(tensors.exp_avg_sqs[i].double(), gradient.square(), beta2)
-        tensors.exp_avgs[i].copy_(exp_avg)
-        tensors.exp_avg_sqs[i].copy_(exp_avg_sq)
+        first, second = tensors.exp_avgs[i], tensors.exp_avg_sqs[i]
+        assert first is not None  # what is stepped has moments
+        assert second is not None
+        exp_avg = running_mean(first.double(), gradient, beta1)
+        exp_avg_sq = running_mean(second.double(), gradient.square(), beta2)
+        first.copy_(exp_avg)
+        second.copy_(exp_avg_sq)
         max_exp_avg_sq = tensors.max_exp_avg_sqs[i]
         if max_exp_avg_sq is not None:
             exp_avg_sq = torch.maximum(max_exp_avg_sq.double(), exp_avg_sq)
@@ -134,6 +137,54 @@ def adamw(tensors: SteppedTensors, step: Step) -> None:
         weight.copy_(decay_factor * before - lr * u)
         if step.ledger is not None:
             book(step.ledger[tensors.places[i]], before, u, weight.double(), lr, decay_factor, count)
+
+
+def forces(
+    tensors: SteppedTensors, hyperparameters: Tensor, *, with_histogram: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The forces of the AdamW step that was just made, tensor by tensor, as a ledger books it.
+
+    Args:
+        tensors: after their step. `places` are not looked at.
+        hyperparameters: float64 [G, 7], those of the step.
+        with_histogram: whether |w⁺| is counted too.
+
+    Returns:
+        float64 [P, 14] by `LEDGER_COLUMNS`, row i that of tensor i, with `change` 0 and `steps` 1; of a
+        tensor whose count is 0 no force, `steps` 0, and its norm for that before. And histograms
+        [P, BINS], or None.
+    """
+    rows: list[Tensor] = []
+    histograms: list[Tensor] = []
+    nothing = torch.zeros((), dtype=torch.float64, device=hyperparameters.device)
+    for i, weight in enumerate(tensors.weights):
+        lr, decay_factor, beta1, beta2, eps, _, in_float32 = hyperparameters[tensors.groups[i]].unbind()
+        count = tensors.counts[i].detach().reshape(()).double()
+        w = weight.detach().double()
+        wu, uu, ww = nothing, nothing, inner_product(w, w)
+        exp_avg, exp_avg_sq = tensors.exp_avgs[i], tensors.max_exp_avg_sqs[i]
+        exp_avg_sq = tensors.exp_avg_sqs[i] if exp_avg_sq is None else exp_avg_sq
+        if exp_avg is not None and exp_avg_sq is not None:
+            bc1, bc2 = (bias_correction(beta, count, in_float32) for beta in (beta1, beta2))
+            u = update(exp_avg.detach().double(), exp_avg_sq.detach().double(), bc1, bc2, eps)
+            wu, uu = inner_product(w, u), inner_product(u, u)
+        before_wu, before_ww = looked_back(wu, uu, ww, lr, decay_factor)
+        booked = statistics(w) | {
+            **forces_of_sums(before_wu, uu, before_ww, lr, decay_factor),
+            "norm_sq_start": before_ww,
+            "steps": torch.ones_like(nothing),
+        }
+        # What did not move has no update, no decay and, should it hold a NaN, no norm: no force.
+        standing = dict.fromkeys(booked, nothing) | statistics(w) | {"norm_sq_start": ww}
+        present = {"change": nothing, "norm_sq": ww, "step": count}
+        rows.append(torch.where(count > 0, _row(booked | present), _row(standing | present)))
+        if with_histogram:
+            histograms.append(histogram(w))
+    empty = hyperparameters.new_zeros(0, len(LEDGER_COLUMNS))
+    found = torch.stack(rows) if rows else empty
+    if not with_histogram:
+        return found, None
+    return found, torch.stack(histograms) if rows else empty.new_zeros(0, BINS, dtype=torch.int64)
 
 
 def gram(columns: Sequence[Tensor]) -> Tensor:
@@ -191,6 +242,46 @@ def running_mean(mean: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     return beta * mean + (1 - beta) * value
 
 
+def bias_correction(beta: Tensor, count: Tensor, in_float32: Tensor) -> Tensor:
+    """1 − βᵗ, rounded to float32 where `in_float32` is not 0."""
+    return torch.where(in_float32 != 0, (1 - beta.float() ** count.float()).double(), 1 - beta**count)
+
+
+def looked_back(
+    weight_update: Tensor, update_sq: Tensor, weight_sq: Tensor, lr: Tensor, decay_factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """⟨w,u⟩ and ‖w‖² from ⟨w⁺,u⟩, ‖u‖² and ‖w⁺‖² after w⁺ = c·w − η·u."""
+    return (
+        (weight_update + lr * update_sq) / decay_factor,
+        (weight_sq + 2 * lr * weight_update + lr**2 * update_sq) / decay_factor**2,
+    )
+
+
+def forces_of_sums(
+    weight_update: Tensor, update_sq: Tensor, weight_sq: Tensor, lr: Tensor, decay_factor: Tensor
+) -> dict[str, Tensor]:
+    """The four forces of w⁺ = c·w − η·u, by name, from ⟨w,u⟩, ‖u‖² and ‖w‖²."""
+    lost = 1 - decay_factor
+    return {
+        "alignment": -2 * lr * weight_update,
+        "injection": lr**2 * update_sq,
+        "decay": -2 * lost * weight_sq,
+        "coupling": lost * (2 * lr * weight_update + lost * weight_sq),
+    }
+
+
+def statistics(weight: Tensor) -> dict[str, Tensor]:
+    """What a row of the ledger holds of the weights as they are now, but for their norm."""
+    log = log_magnitudes(weight)
+    return {
+        "log_sum": log.sum(),
+        "log_sq_sum": log.square().sum(),
+        "max_abs": largest_magnitude(weight),
+        "zero_count": (weight == 0).sum(),
+        "non_finite_count": (~weight.isfinite()).sum(),
+    }
+
+
 def book(
     row: Tensor,
     before: Tensor,
@@ -201,31 +292,23 @@ def book(
     count: Tensor,
 ) -> None:
     """Adds the forces of w⁺ = c·w − η·u to a tensor's row of the ledger; see `LEDGER_COLUMNS`."""
-    weight_update, norm_sq, lost = (
-        inner_product(before, update),
-        inner_product(before, before),
-        1 - decay_factor,
-    )
+    norm_sq = inner_product(before, before)
     change = inner_product(after - before, after + before)
-    log = log_magnitudes(after)
-    booked = dict(zip(LEDGER_COLUMNS, row.unbind(), strict=True))
-    booked |= {
-        "alignment": booked["alignment"] - 2 * lr * weight_update,
-        "injection": booked["injection"] + lr**2 * inner_product(update, update),
-        "decay": booked["decay"] - 2 * lost * norm_sq,
-        "coupling": booked["coupling"] + lost * (2 * lr * weight_update + lost * norm_sq),
-        "change": booked["change"] + change,
-        "norm_sq_start": torch.where(booked["steps"] == 0, norm_sq, booked["norm_sq_start"]),
+    sums = inner_product(before, update), inner_product(update, update), norm_sq
+    held = dict(zip(LEDGER_COLUMNS, row.unbind(), strict=True))
+    added = forces_of_sums(*sums, lr, decay_factor) | {"change": change, "steps": torch.ones_like(change)}
+    booked = {name: held[name] + value for name, value in added.items()}
+    booked |= statistics(after) | {
+        "norm_sq_start": torch.where(held["steps"] == 0, norm_sq, held["norm_sq_start"]),
         "norm_sq": norm_sq + change,
-        "log_sum": log.sum(),
-        "log_sq_sum": log.square().sum(),
-        "max_abs": largest_magnitude(after),
-        "zero_count": (after == 0).sum(),
-        "non_finite_count": (~after.isfinite()).sum(),
-        "steps": booked["steps"] + 1,
         "step": count,
     }
-    row.copy_(torch.stack([booked[column].double() for column in LEDGER_COLUMNS]))
+    row.copy_(_row(booked))
+
+
+def _row(columns: Mapping[str, Tensor]) -> Tensor:
+    """Numbers by name as a row of the ledger."""
+    return torch.stack([columns[name].double() for name in LEDGER_COLUMNS])
 
 
 def _stacked(cells: list[list[Tensor]], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

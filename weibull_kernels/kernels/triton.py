@@ -1,49 +1,41 @@
 """The Triton backend: one launch over the chunks of all tensors, one that combines them.
 
-Tensors reach the kernel as a table of addresses, each row with its own betas, ε and step.
+Tensors reach the kernel as a table of addresses, each row with its own hyperparameters and step.
 Without a GPU the same kernels run on CPU tensors under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .interface import BINS, Rows, Step, SteppedTensors, Sums
-from .memory import flat_columns, flat_to_step, sent
+from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
+from .memory import SentNumbers, flat_columns, flat_to_read, flat_to_step
+from .triton_tables import (
+    Tables,
+    measured,
+    tables_to_measure,
+    tables_to_step,
+    tables_to_sum,
+)
 
 try:
     import triton
+
+    from .triton_launch import combining_kernel, step_kernel, sum_kernel
 except ImportError as error:
     triton = None
     _missing = str(error)
 
-CHUNK = 32768
-"""Entries of a partial sum. It belongs to a chunk, so that scheduling changes nothing."""
-
-COUNT_BLOCK = 2048
-"""Entries counted at a time: the on-chip window of the histogram is emptied after each."""
-
-COMBINED = 256
-"""Partial sums added at a time: the combination is a chain of such reads, 100 of them for 8e8 entries."""
-
-# Fusion is pinned: its default changes between releases of Triton, and with it the last bits.
-LAUNCH = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
-
-Dtypes = tuple[torch.dtype | None, ...]
-"""Of the columns that a kernel reads, in its order; None for a column that is not there."""
-
 # Columns of partial sums; a step has the change of ‖w‖² too.
 _COLUMNS, _STEP_COLUMNS = 8, 9
-_ALIGNMENT = 16
 
 
 def unavailable() -> str | None:
@@ -66,7 +58,43 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     """Every sum of `interface.Sums`: a launch for each combination of dtypes, and one to combine."""
     device = rows.eps.device
     with _current(device):
-        return _sums(rows, device, with_histogram)
+        flat = flat_columns(rows)  # holds copies alive until the launches are queued
+        tables = tables_to_sum(_pass(with_histogram), tuple(measured(*columns) for columns in flat), device)
+        numbers = None, rows.bias_correction2, rows.eps
+        partials, histogram = _sum_chunks(tables, numbers, with_histogram)
+        totals = torch.empty(len(tables), _COLUMNS, dtype=torch.float64, device=device)
+        if len(tables):
+            combining_kernel("sums")(
+                len(tables), tables.rows, rows.bias_correction1, rows.bias_correction2, partials, totals
+            )
+    return Sums.from_columns(totals[:, :6], totals[:, 6:].long(), histogram)
+
+
+def forces(
+    tensors: SteppedTensors, hyperparameters: Tensor, *, with_histogram: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The forces of the step that was just made: a launch for each combination of dtypes, and one to combine.
+
+    Args:
+        tensors: as they are after the step, with its count; `places` are not used.
+        hyperparameters: float64 [G, 7] on the device, in the order of `HYPERPARAMETERS`.
+        with_histogram: also count the weights.
+
+    Returns:
+        Rows in the order of `LEDGER_COLUMNS`, float64 [P, 14], and the histogram, int64 [P, BINS], or None.
+    """
+    device = hyperparameters.device
+    with _current(device):
+        flat = flat_to_read(tensors)  # holds copies alive until the launches are queued
+        operation = _pass(with_histogram)
+        tables = flat.prepared.get(f"triton {operation}")
+        if tables is None:
+            tables = flat.prepared[f"triton {operation}"] = tables_to_measure(operation, flat, device)
+        partials, histogram = _sum_chunks(tables, (hyperparameters, None, None), with_histogram)
+        found = torch.empty(len(tables), len(LEDGER_COLUMNS), dtype=torch.float64, device=device)
+        if len(tables):
+            combining_kernel("forces")(len(tables), tables.rows, hyperparameters, partials, found)
+    return found, histogram
 
 
 def adamw(tensors: SteppedTensors, step: Step) -> None:
@@ -78,7 +106,8 @@ def adamw(tensors: SteppedTensors, step: Step) -> None:
         _current(step.hyperparameters.device),
         flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads),
     ):
-        _adamw(flat, grads, step)
+        if len(flat):
+            _adamw(flat, grads, step)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -86,58 +115,75 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
     Interpreted, it calls NumPy, which would warn of the infinities and NaN that a GPU passes on.
     """
-    return torch.cuda.device(device) if device.type == "cuda" else np.errstate(all="ignore")
+    if device.type != "cuda":
+        return np.errstate(all="ignore")
+    if device.index in (None, torch.cuda.current_device()):
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
-def _sums(rows: Rows, device: torch.device, with_histogram: bool) -> Sums:
-    from . import triton_language as kernels
+def _pass(with_histogram: bool) -> str:
+    return "sums and histogram" if with_histogram else "sums"
 
-    flat = flat_columns(rows)  # holds copies alive until the launches are queued
-    plan = _plan(tuple(_address(*columns) for columns in flat), device)
-    partials = torch.empty(plan.partials, _COLUMNS, dtype=torch.float64, device=device)
-    totals = torch.empty(len(flat), _COLUMNS, dtype=torch.float64, device=device)
-    shape = (len(flat), BINS) if with_histogram else (1, 1)
-    histogram = torch.zeros(shape, dtype=torch.int64, device=device)
-    for launch in plan.launches:
-        kernels.sum_chunks[(launch.chunks.shape[0],)](
-            launch.chunks,
-            plan.rows,
-            rows.bias_correction2,
-            rows.eps,
-            partials,
-            histogram,
-            **constants(launch.dtypes, _warp_size()),
-            HAS_HISTOGRAM=with_histogram,
-            **LAUNCH,
+
+def _sum_chunks(
+    tables: Tables, numbers: tuple[Tensor | None, Tensor | None, Tensor | None], with_histogram: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Launches the pass; partial sums [partials, 8], and the histogram [P, BINS] or None.
+
+    `numbers` are the hyperparameters, or None and then bc₂ and ε of each row.
+    """
+    device = tables.rows.device
+    partials = torch.empty(tables.partials, _COLUMNS, dtype=torch.float64, device=device)
+    histogram = counts = None
+    if with_histogram:
+        histogram = torch.zeros(len(tables), BINS, dtype=torch.int64, device=device)
+        if not tables.tuning.on_chip:
+            counts = torch.zeros(tables.partials, tables.tuning.window, dtype=torch.int32, device=device)
+    for launch in tables.launches:
+        sum_kernel(launch.dtypes, tables.tuning)(
+            launch.chunks.shape[0], launch.chunks, tables.rows, *numbers, partials, histogram, counts
         )
-    if flat:
-        kernels.combine_chunks[(len(flat),)](
-            plan.rows,
-            rows.bias_correction1,
-            rows.bias_correction2,
-            partials,
-            totals,
-            CHUNK=CHUNK,
-            BLOCK=COMBINED,
-            **LAUNCH,
-        )
-    return Sums.from_columns(totals[:, :6], totals[:, 6:].long(), histogram if with_histogram else None)
+    return partials, histogram
+
+
+@dataclass
+class _Stepping:
+    """What stays from step to step: gradients may move, and change their dtypes."""
+
+    addresses: SentNumbers
+    dtypes: list[torch.dtype]
+    tables: Tables
+
+
+def _stepping(tensors: SteppedTensors, grads: Sequence[Tensor], device: torch.device) -> _Stepping:
+    dtypes = [grad.dtype for grad in grads]
+    held: _Stepping | None = tensors.prepared.get("triton")
+    if held is None:
+        held = _Stepping(SentNumbers(device), dtypes, tables_to_step(tensors, dtypes, device))
+        tensors.prepared["triton"] = held
+    elif held.dtypes != dtypes:
+        held.dtypes, held.tables = dtypes, tables_to_step(tensors, dtypes, device)
+    return held
+
+
+def _addresses_of(grads: Sequence[Tensor]) -> NDArray[np.int64]:
+    found = [grad.data_ptr() for grad in grads]
+    if 0 in found and any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
+        raise ValueError("a gradient has no memory; was its storage freed?")
+    return np.array(found, dtype=np.int64)
 
 
 def _adamw(tensors: SteppedTensors, grads: Sequence[Tensor], step: Step) -> None:
-    from . import triton_adamw as kernels
-
-    if not len(tensors):
-        return
-    tables = tensors.prepared.get("triton")
-    if tables is None:
-        tables = tensors.prepared["triton"] = StepTables(tensors, step.hyperparameters.device)
-    device, partials = tables.device, None
+    device, partials = step.hyperparameters.device, None
+    held = _stepping(tensors, grads, device)
+    tables = held.tables
     if step.ledger is not None:
         partials = torch.empty(tables.partials, _STEP_COLUMNS, dtype=torch.float64, device=device)
-    addresses = tables.addresses(grads)
-    for launch in tables.launches(grads):
-        kernels.step_chunks[(launch.chunks.shape[0],)](
+    addresses = held.addresses.of(_addresses_of(grads))
+    for launch in tables.launches:
+        step_kernel(launch.dtypes, tables.tuning)(
+            launch.chunks.shape[0],
             launch.chunks,
             tables.rows,
             addresses,
@@ -145,199 +191,7 @@ def _adamw(tensors: SteppedTensors, grads: Sequence[Tensor], step: Step) -> None
             step.grad_scale,
             step.found_inf,
             partials,
-            **step_constants(launch.dtypes, _warp_size()),
-            **LAUNCH,
         )
-    kernels.finish_steps[(len(tensors),)](
-        tables.rows,
-        step.hyperparameters,
-        step.found_inf,
-        partials,
-        step.ledger,
-        CHUNK=CHUNK,
-        BLOCK=COMBINED,
-        **LAUNCH,
+    combining_kernel("adamw")(
+        len(tensors), tables.rows, step.hyperparameters, step.found_inf, partials, step.ledger
     )
-
-
-def _warp_size() -> int:
-    return 64 if torch.version.hip else 32
-
-
-def constants(dtypes: Dtypes, warp_size: int) -> dict[str, Any]:
-    """What `sum_chunks` is compiled for, given the dtypes of weight and moments (None: no moments).
-
-    A block gives every thread 16 bytes of the narrowest column.
-    """
-    weight, exp_avg, exp_avg_sq = dtypes
-    return {
-        "WEIGHT": _named(weight),
-        "EXP_AVG": _named(exp_avg or weight),
-        "EXP_AVG_SQ": _named(exp_avg_sq or weight),
-        "HAS_MOMENTS": exp_avg is not None,
-        "COUNT_BLOCK": COUNT_BLOCK,
-        **_sizes(dtypes, _ALIGNMENT // min(_itemsizes(dtypes)), warp_size),
-    }
-
-
-def step_constants(dtypes: Dtypes, warp_size: int) -> dict[str, Any]:
-    """What `step_chunks` is compiled for, given the dtypes of weight, gradient and moments.
-
-    The last, of the largest second moment, is None without amsgrad. A block gives every thread 16
-    bytes of the widest column: with more, what is stored there would be rearranged in shared memory.
-    """
-    names = ("WEIGHT", "GRAD", "EXP_AVG", "EXP_AVG_SQ", "MAX_EXP_AVG_SQ")
-    vector = _ALIGNMENT // max(_itemsizes(dtypes))
-    return {**dict(zip(names, map(_named, dtypes), strict=True)), **_sizes(dtypes, vector, warp_size)}
-
-
-def _named(dtype: torch.dtype | None) -> Any:
-    """The dtype of Triton that has the same name."""
-    import triton.language as tl
-
-    return dtype and getattr(tl, str(dtype).removeprefix("torch."))
-
-
-def _sizes(dtypes: Dtypes, vector: int, warp_size: int) -> dict[str, Any]:
-    """What both kernels are compiled for besides their dtypes; a thread takes `vector` entries of a block."""
-    return {
-        "ARITHMETIC": _named(torch.float64 if torch.float64 in dtypes else torch.float32),
-        "CHUNK": CHUNK,
-        "BLOCK": LAUNCH["num_warps"] * warp_size * vector,
-        "VECTOR": vector,
-    }
-
-
-def _itemsizes(dtypes: Dtypes) -> list[int]:
-    return [dtype.itemsize for dtype in dtypes if dtype is not None]
-
-
-# Where a tensor lies: the addresses of weight and moments, entries, dtypes.
-Address = tuple[int, int, int, int, Dtypes]
-
-
-def _address(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) -> Address:
-    if exp_avg is None or exp_avg_sq is None:
-        return weight.data_ptr(), 0, 0, weight.numel(), (weight.dtype, None, None)
-    return (
-        weight.data_ptr(),
-        exp_avg.data_ptr(),
-        exp_avg_sq.data_ptr(),
-        weight.numel(),
-        (weight.dtype, exp_avg.dtype, exp_avg_sq.dtype),
-    )
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The chunks of all tensors with the same dtypes: [C, 2] int64 of row and first entry."""
-
-    dtypes: Dtypes
-    chunks: Tensor
-
-
-def _launches(numels: Sequence[int], dtypes: Sequence[Dtypes], device: torch.device) -> tuple[Launch, ...]:
-    by_dtypes: dict[Dtypes, list[int]] = {}
-    for row, kind in enumerate(dtypes):
-        by_dtypes.setdefault(kind, []).append(row)
-    return tuple(
-        Launch(kind, sent(chunks, device))
-        for kind, rows in by_dtypes.items()
-        if len(chunks := _chunks(rows, [numels[row] for row in rows]))
-    )
-
-
-def _chunks(rows: list[int], numels: list[int]) -> Tensor:
-    """Row and first entry [C, 2] of every chunk of these rows."""
-    counts = torch.tensor([_chunk_count(numel) for numel in numels], device="cpu")
-    row = torch.tensor(rows, device="cpu").repeat_interleave(counts)
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return torch.stack((row, CHUNK * (torch.arange(len(row), device="cpu") - first)), dim=1)
-
-
-def _chunk_count(numel: int) -> int:
-    return -(-numel // CHUNK)
-
-
-def _firsts(numels: Sequence[int]) -> list[int]:
-    """The place of each tensor's first partial sum, then the number of them all."""
-    return [0, *accumulate(map(_chunk_count, numels))]
-
-
-def _table(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    return sent(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The tables on the device; `rows` is [P, 5] int64 of three addresses, entries, first partial sum."""
-
-    rows: Tensor
-    launches: tuple[Launch, ...]
-    partials: int
-
-
-@functools.lru_cache(maxsize=8)
-def _plan(addresses: tuple[Address, ...], device: torch.device) -> Plan:
-    """The tables of these tensors, made and sent once for as long as they stay where they are."""
-    numels = [address[3] for address in addresses]
-    *firsts, partials = _firsts(numels)
-    return Plan(
-        rows=_table(
-            [(*address[:4], first) for address, first in zip(addresses, firsts, strict=True)], device
-        ),
-        launches=_launches(numels, [address[4] for address in addresses], device),
-        partials=partials,
-    )
-
-
-class StepTables:
-    """The tables of stepped tensors on their device, and what follows their gradients from step to step.
-
-    `rows` is [P, 9] int64: the addresses of weight, moments, largest moment (0 without amsgrad) and
-    count, entries, first partial sum, row of the hyperparameters and row of the ledger.
-    """
-
-    def __init__(self, tensors: SteppedTensors, device: torch.device) -> None:
-        self.device = device
-        self._numels = [weight.numel() for weight in tensors.weights]
-        *firsts, self.partials = _firsts(self._numels)
-        states = tuple(zip(tensors.exp_avgs, tensors.exp_avg_sqs, tensors.max_exp_avg_sqs, strict=True))
-        self._dtypes = [
-            (weight.dtype, *(None if moment is None else moment.dtype for moment in state))
-            for weight, state in zip(tensors.weights, states, strict=True)
-        ]
-        places = zip(self._numels, firsts, tensors.groups, tensors.places, strict=True)
-        self.rows = _table(
-            [
-                (
-                    weight.data_ptr(),
-                    *(0 if moment is None else moment.data_ptr() for moment in state),
-                    count.data_ptr(),
-                    *place,
-                )
-                for weight, state, count, place in zip(
-                    tensors.weights, states, tensors.counts, places, strict=True
-                )
-            ],
-            device,
-        )
-        self._grads: tuple[list[int], Tensor] | None = None
-        self._launches: tuple[list[torch.dtype], tuple[Launch, ...]] | None = None
-
-    def addresses(self, grads: Sequence[Tensor]) -> Tensor:
-        """Where the gradients lie, [P] int64; sent again only when one has moved."""
-        found = [grad.data_ptr() for grad in grads]
-        if any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
-            raise ValueError("a gradient has no memory; was its storage freed?")
-        if self._grads is None or self._grads[0] != found:
-            self._grads = found, sent(torch.tensor(found, dtype=torch.int64, device="cpu"), self.device)
-        return self._grads[1]
-
-    def launches(self, grads: Sequence[Tensor]) -> tuple[Launch, ...]:
-        """The chunks by the dtypes of all columns; made again only when a gradient's has changed."""
-        found = [grad.dtype for grad in grads]
-        if self._launches is None or self._launches[0] != found:
-            dtypes = [(kind[0], grad, *kind[1:]) for kind, grad in zip(self._dtypes, found, strict=True)]
-            self._launches = found, _launches(self._numels, dtypes, self.device)
-        return self._launches[1]

@@ -5,34 +5,54 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .interface import HYPERPARAMETERS, LEDGER_COLUMNS
 from .triton_language import (
+    ALIGNMENT,
+    BETA1,
+    BETA2,
+    CHANGE,
     CHUNK_COLUMNS,
     COLUMNS,
+    COUNT_AT,
+    COUPLING,
+    DECAY,
+    DECAY_FACTOR,
+    EPS,
+    EXP_AVG_AT,
+    EXP_AVG_SQ_AT,
+    FIRST_PARTIAL,
+    INJECTION,
+    LEDGER_WIDTH,
+    LR,
+    MAX_EXP_AVG_SQ_AT,
+    NORM_SQ,
+    NORM_SQ_START,
+    NUMEL,
+    PARTIALS,
+    PLACE,
+    POINTERS,
+    ROW_COLUMNS,
+    SIGN,
+    STEP,
+    STEPS,
+    WEIGHT_AT,
     add_partials,
     add_squares,
     add_statistics,
     all_aligned,
+    corrections_of,
+    count_of,
+    forces_of,
+    group_of,
     no_sums,
+    of_column,
     of_each_thread,
     quotient,
     raw_update,
+    store_statistics,
     store_sums,
 )
 
-# Columns of the table of stepped tensors; see `StepTables`.
-WEIGHT_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, COUNT_AT, NUMEL, FIRST_PARTIAL, GROUP, PLACE = map(
-    tl.constexpr, range(9)
-)
-STEPPED_COLUMNS = tl.constexpr(9)
-LR, DECAY_FACTOR, BETA1, BETA2, EPS, SIGN = map(tl.constexpr, range(len(HYPERPARAMETERS)))
-HYPERPARAMETER_COLUMNS = tl.constexpr(len(HYPERPARAMETERS))
-ALIGNMENT, INJECTION, DECAY, COUPLING, CHANGE, STEPS, NORM_SQ_START, NORM_SQ, LOG_SUM, *_, STEP = map(
-    tl.constexpr, range(len(LEDGER_COLUMNS))
-)
-LEDGER_WIDTH = tl.constexpr(len(LEDGER_COLUMNS))
-# Partial sums: ⟨w,u⟩, ‖u‖², ‖w‖², then five statistics in the order of the ledger, then the change of ‖w‖².
-FIRST_STATISTIC = tl.constexpr(3)
+# Partial sums of a step: those of the pass, then the change of ‖w‖².
 STEP_COLUMNS = tl.constexpr(9)
 STEP_WIDTH = tl.constexpr(16)
 
@@ -43,36 +63,24 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
-def power(beta, exponent):
-    """β^t in float64, for 0 ≤ β < 1 and t ≥ 1."""
-    log = tl.log(tl.where(beta > 0, beta, 1.0))
-    return tl.where(beta > 0, tl.exp(exponent * log), 0.0)
-
-
-@triton.jit
-def numbers_of(row_ptr, hyperparameters_ptr):
-    """What a tensor is stepped with now, worked out in float64 from its hyperparameters and its count.
+def numbers_of(row_ptr, hyperparameters_ptr, ARITHMETIC: tl.constexpr):
+    """What `step_block` steps a tensor with now, worked out in float64 from hyperparameters and count.
 
     Returns:
-        The count with this step; η, 1−c, 1−β₁, 1−β₂, the sign of the gradient, ε·√bc₂; and √bc₂/bc₁,
-        by which the raw update becomes torch's.
+        The sign of the gradient, 1−β₁, whether m is nearer than g to its new value, 1−β₂, ε·√bc₂,
+        η·√bc₂/bc₁, and 1−c.
     """
-    group = hyperparameters_ptr + tl.load(row_ptr + GROUP) * HYPERPARAMETER_COLUMNS
-    step = tl.load(tl.load(row_ptr + COUNT_AT).to(tl.pointer_type(tl.float32))) + 1
-    beta1 = tl.load(group + BETA1)
-    beta2 = tl.load(group + BETA2)
-    root = tl.sqrt(1 - power(beta2, step.to(tl.float64)))
-    scale = root / (1 - power(beta1, step.to(tl.float64)))
-    lost = 1 - tl.load(group + DECAY_FACTOR)
+    group = group_of(row_ptr, hyperparameters_ptr)
+    root, scale = corrections_of(group, count_of(row_ptr) + 1)
+    gain1 = 1 - tl.load(group + BETA1)
     return (
-        step,
-        tl.load(group + LR),
-        lost,
-        1 - beta1,
-        1 - beta2,
-        tl.load(group + SIGN),
-        tl.load(group + EPS) * root,
-        scale,
+        tl.load(group + SIGN).to(ARITHMETIC),
+        gain1.to(ARITHMETIC),
+        gain1 < 0.5,
+        (1 - tl.load(group + BETA2)).to(ARITHMETIC),
+        (tl.load(group + EPS) * root).to(ARITHMETIC),
+        (tl.load(group + LR) * scale).to(ARITHMETIC),
+        (1 - tl.load(group + DECAY_FACTOR)).to(ARITHMETIC),
     )
 
 
@@ -187,7 +195,7 @@ def add_step(sums, before, update, after, valid, VECTOR: tl.constexpr):
     return squares, statistics, change
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=POINTERS)
 def step_chunks(
     chunks_ptr,
     rows_ptr,
@@ -205,6 +213,7 @@ def step_chunks(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One chunk of one tensor stepped, and its partial sums [STEP_COLUMNS].
 
@@ -216,7 +225,7 @@ def step_chunks(
     chunk = chunks_ptr + tl.program_id(0).to(tl.int64) * CHUNK_COLUMNS
     row = tl.load(chunk)
     begin = tl.load(chunk + 1)
-    table = rows_ptr + row * STEPPED_COLUMNS
+    table = rows_ptr + row * ROW_COLUMNS
     weight = tl.load(table + WEIGHT_AT)
     grad = tl.load(grads_ptr + row)
     exp_avg = tl.load(table + EXP_AVG_AT)
@@ -234,26 +243,17 @@ def step_chunks(
     if MAX_EXP_AVG_SQ is not None:
         max_exp_avg_sq_ptr = tl.multiple_of(max_exp_avg_sq.to(tl.pointer_type(MAX_EXP_AVG_SQ)) + begin, 16)
 
-    _, lr, lost, gain1, gain2, sign, scaled_eps, scale = numbers_of(table, hyperparameters_ptr)
     grad_scale = None
     if grad_scale_ptr is not None:
         grad_scale = tl.load(grad_scale_ptr).to(ARITHMETIC)
-    numbers = (
-        sign.to(ARITHMETIC),
-        gain1.to(ARITHMETIC),
-        gain1 < 0.5,
-        gain2.to(ARITHMETIC),
-        scaled_eps.to(ARITHMETIC),
-        (lr * scale).to(ARITHMETIC),
-        lost.to(ARITHMETIC),
-    )
+    numbers = numbers_of(table, hyperparameters_ptr, ARITHMETIC)
 
     offsets = tl.arange(0, BLOCK)
     squares, statistics = no_sums(BLOCK // VECTOR, ARITHMETIC)
     sums = (squares, statistics, tl.zeros([BLOCK // VECTOR], tl.float64))
     # Whole blocks of aligned memory in 128-bit loads and stores, as in `sum_chunks`.
     whole = count // BLOCK * BLOCK * aligned
-    for start in range(0, whole, BLOCK):
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
         valid = offsets < BLOCK
         before, update, after = step_block(
             columns, max_exp_avg_sq_ptr, start + offsets, valid, grad_scale, numbers, True
@@ -282,12 +282,6 @@ def add_to(pointer, value):
 
 
 @triton.jit
-def of_column(sums, COLUMN: tl.constexpr):
-    """One number of a row of sums."""
-    return tl.sum(tl.where(tl.arange(0, sums.shape[0]) == COLUMN, sums, 0.0))
-
-
-@triton.jit
 def book(row_ptr, sums, lr, lost, scale, step):
     """The forces of one step, from the sums before it, into a tensor's row of the ledger."""
     weight_update = scale * of_column(sums, 0)
@@ -295,41 +289,35 @@ def book(row_ptr, sums, lr, lost, scale, step):
     weight_sq = of_column(sums, 2)
     change = of_column(sums, COLUMNS)
     steps = tl.load(row_ptr + STEPS)
-    add_to(row_ptr + ALIGNMENT, -2 * lr * weight_update)
-    add_to(row_ptr + INJECTION, lr * lr * update_sq)
-    add_to(row_ptr + DECAY, -2 * lost * weight_sq)
-    add_to(row_ptr + COUPLING, lost * (2 * lr * weight_update + lost * weight_sq))
+    alignment, injection, decay, coupling = forces_of(weight_update, update_sq, weight_sq, lr, lost)
+    add_to(row_ptr + ALIGNMENT, alignment)
+    add_to(row_ptr + INJECTION, injection)
+    add_to(row_ptr + DECAY, decay)
+    add_to(row_ptr + COUPLING, coupling)
     add_to(row_ptr + CHANGE, change)
     tl.store(row_ptr + STEPS, steps + 1)
     tl.store(row_ptr + NORM_SQ_START, tl.where(steps == 0, weight_sq, tl.load(row_ptr + NORM_SQ_START)))
     tl.store(row_ptr + NORM_SQ, weight_sq + change)
-    column = tl.arange(0, sums.shape[0])
-    statistics = (column >= FIRST_STATISTIC) & (column < COLUMNS)
-    tl.store(row_ptr + LOG_SUM - FIRST_STATISTIC + column, sums, mask=statistics)
+    store_statistics(row_ptr, sums)
     tl.store(row_ptr + STEP, step.to(tl.float64))
 
 
-@triton.jit
-def finish_steps(
-    rows_ptr,
-    hyperparameters_ptr,
-    found_inf_ptr,
-    partials_ptr,
-    ledger_ptr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+@triton.jit(do_not_specialize_on_alignment=POINTERS)
+def finish_steps(rows_ptr, hyperparameters_ptr, found_inf_ptr, partials_ptr, ledger_ptr, BLOCK: tl.constexpr):
     """Counts the step of one tensor and books it, its partial sums added in the order of its chunks.
 
-    `ledger_ptr` is None where nothing is booked.
+    `partials_ptr` and `ledger_ptr` are None where nothing is booked.
     """
     if skipped(found_inf_ptr):
         return
-    row_ptr = rows_ptr + tl.program_id(0).to(tl.int64) * STEPPED_COLUMNS
-    step, lr, lost, _, _, _, _, scale = numbers_of(row_ptr, hyperparameters_ptr)
+    row_ptr = rows_ptr + tl.program_id(0).to(tl.int64) * ROW_COLUMNS
+    step = count_of(row_ptr) + 1
     if ledger_ptr is not None:
-        chunks = (tl.load(row_ptr + NUMEL) + CHUNK - 1) // CHUNK
+        group = group_of(row_ptr, hyperparameters_ptr)
+        _, scale = corrections_of(group, step)
         first = partials_ptr + tl.load(row_ptr + FIRST_PARTIAL) * STEP_COLUMNS
-        sums = add_partials(first, chunks, STEP_COLUMNS, STEP_WIDTH, BLOCK)
-        book(ledger_ptr + tl.load(row_ptr + PLACE) * LEDGER_WIDTH, sums, lr, lost, scale, step)
+        sums = add_partials(first, tl.load(row_ptr + PARTIALS), STEP_COLUMNS, STEP_WIDTH, BLOCK)
+        lost = 1 - tl.load(group + DECAY_FACTOR)
+        place = ledger_ptr + tl.load(row_ptr + PLACE) * LEDGER_WIDTH
+        book(place, sums, tl.load(group + LR), lost, scale, step)
     tl.store(tl.load(row_ptr + COUNT_AT).to(tl.pointer_type(tl.float32)), step)

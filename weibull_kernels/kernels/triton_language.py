@@ -1,9 +1,21 @@
-"""The device code of the Triton backend. Imported only where Triton is installed."""
+"""What the device code of the Triton backend shares: one entry, running sums, the numbers of a step.
+
+Imported only where Triton is installed.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .interface import HYPERPARAMETERS, LEDGER_COLUMNS
+
+# What is compiled for one call is called with other pointers, which may lie anywhere.
+POINTERS = [
+    *("chunks_ptr", "rows_ptr", "grads_ptr", "hyperparameters_ptr", "grad_scale_ptr", "found_inf_ptr"),
+    *("bias_correction1_ptr", "bias_correction2_ptr", "eps_ptr"),
+    *("partials_ptr", "histograms_ptr", "counts_ptr", "sums_ptr", "forces_ptr", "ledger_ptr"),
+]
 
 # Bits of a float32.
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -20,18 +32,27 @@ WIDE_SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 WIDE_SUBNORMAL_SCALE = tl.constexpr(2.0**126 * 64)
 LN2 = tl.constexpr(0.693147180559945309417)
 
-# Columns of the tables; see `triton.py`.
-ROW_COLUMNS = tl.constexpr(5)
+# Columns of the table of tensors and of that of chunks; see `triton_tables.py`.
+WEIGHT_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, COUNT_AT = map(tl.constexpr, range(5))
+NUMEL, FIRST_PARTIAL, PARTIALS, GROUP, PLACE = map(tl.constexpr, range(5, 10))
+ROW_COLUMNS = tl.constexpr(10)
 CHUNK_COLUMNS = tl.constexpr(2)
+LR, DECAY_FACTOR, BETA1, BETA2, EPS, SIGN, FLOAT32_CORRECTIONS = map(
+    tl.constexpr, range(len(HYPERPARAMETERS))
+)
+HYPERPARAMETER_COLUMNS = tl.constexpr(len(HYPERPARAMETERS))
+ALIGNMENT, INJECTION, DECAY, COUPLING, CHANGE, STEPS, NORM_SQ_START, NORM_SQ, LOG_SUM, *_, STEP = map(
+    tl.constexpr, range(len(LEDGER_COLUMNS))
+)
+LEDGER_WIDTH = tl.constexpr(len(LEDGER_COLUMNS))
+
+# Partial sums: ⟨w,u⟩, ‖u‖², ‖w‖², then five statistics in the order of the ledger.
 COLUMNS = tl.constexpr(8)
+FIRST_STATISTIC = tl.constexpr(3)
 MAX_COLUMN = tl.constexpr(5)
 
-# Histogram: 32 octaves, 2^-26 ≤ |w| < 2^6, are counted on the chip; the rare entry beyond them
-# goes straight to memory.
 BIN_SHIFT = tl.constexpr(23 - 6)
 BINS = tl.constexpr(255 << 6)
-WINDOW = tl.constexpr(2048)
-FIRST_BIN = tl.constexpr((127 - 26) << 6)
 
 
 @triton.jit
@@ -59,6 +80,22 @@ def raw_update(exp_avg, exp_avg_sq, scaled_eps):
 
 
 @triton.jit
+def log1p_polynomial(r):
+    """ln(1+r) in float32 for r in [−0.25, 0.5), to 3.1e-8 and exactly 0 at 0; the polynomial of csrc/entry.h.
+
+    `tl.log` takes its argument apart a second time and looks for zeros and infinities among mantissas.
+    """
+    p = tl.fma(r, -6.299255052e-02, 1.395170978e-01)
+    p = tl.fma(p, r, -1.746329311e-01)
+    p = tl.fma(p, r, 2.015715113e-01)
+    p = tl.fma(p, r, -2.497139249e-01)
+    p = tl.fma(p, r, 3.332665051e-01)
+    p = tl.fma(p, r, -5.000031876e-01)
+    p = tl.fma(p, r, 1.000000596e00)
+    return p * r
+
+
+@triton.jit
 def log_magnitude(weight, has_log):
     """ln|w| in float64, 0 where there is none: e·ln 2 + ln(mantissa), mantissa in [0.75, 1.5).
 
@@ -75,12 +112,25 @@ def log_magnitude(weight, has_log):
         exponent = (normal - THREE_QUARTERS) >> MANTISSA_BITS
         mantissa = (normal - (exponent << MANTISSA_BITS)).to(tl.float32, bitcast=True)
         exponent += tl.where(has_log & subnormal, SUBNORMAL_EXPONENT, 0)
-        return exponent.to(tl.float64) * LN2 + tl.log(mantissa).to(tl.float64)
+        return exponent.to(tl.float64) * LN2 + log1p_polynomial(mantissa - 1.0).to(tl.float64)
+
+
+@triton.jit
+def is_counted(weight):
+    """Whether an entry is finite and not zero."""
+    if weight.dtype == tl.float64:
+        return (weight != 0) & (tl.abs(weight) < float("inf"))
+    else:
+        bits = weight.to(tl.int32, bitcast=True) & MAGNITUDE
+        return (bits - 1).to(tl.uint32, bitcast=True) < INFINITY - 1
 
 
 @triton.jit
 def bin_of(weight):
-    """The histogram's bin of a finite non-zero entry: the leading bits of |w| as a float32."""
+    """The histogram's bin of a finite non-zero entry: the leading bits of |w| as a float32.
+
+    A zero is put in bin 0, and what is not finite in one that does not exist.
+    """
     if weight.dtype == tl.float64:
         magnitude = tl.abs(weight)
         leading = (magnitude.to(tl.int64, bitcast=True) >> WIDE_SHIFT) - WIDE_REBIAS
@@ -181,114 +231,64 @@ def add_partials(partials_ptr, chunks, STRIDE: tl.constexpr, WIDTH: tl.constexpr
 
 
 @triton.jit
-def count_block(bins, weight, histogram_ptr):
-    """The on-chip window with one block more; its last bin takes what is not counted there."""
-    counted = (weight != 0) & (tl.abs(weight) < float("inf"))
-    bin = tl.where(counted, bin_of(weight), 0)
-    inside = counted & (bin >= FIRST_BIN) & (bin < FIRST_BIN + WINDOW - 1)
-    tl.atomic_add(histogram_ptr + bin, 1, mask=counted & (inside == 0), sem="relaxed")
-    return bins + tl.histogram(tl.where(inside, bin - FIRST_BIN, WINDOW - 1), WINDOW)
+def power(beta, exponent):
+    """β^t in float64, for 0 ≤ β < 1 and t ≥ 0."""
+    log = tl.log(tl.where(beta > 0, beta, 1.0))
+    return tl.where((beta > 0) | (exponent == 0), tl.exp(exponent * log), 0.0)
 
 
 @triton.jit
-def count_chunk(weight_ptr, count, aligned, histogram_ptr, ARITHMETIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds a chunk to its tensor's histogram. The chunk has just been read, so it lies in the cache."""
-    offsets = tl.arange(0, BLOCK)
-    bins = tl.zeros([WINDOW], tl.int32)
-    whole = count // BLOCK * BLOCK * aligned
-    for start in range(0, whole, BLOCK):
-        weight = tl.load(tl.multiple_of(weight_ptr, 16) + start + offsets)
-        bins = count_block(bins, weight.to(ARITHMETIC), histogram_ptr)
-    for start in range(whole, count, BLOCK):
-        weight = tl.load(weight_ptr + start + offsets, mask=start + offsets < count, other=0.0)
-        bins = count_block(bins, weight.to(ARITHMETIC), histogram_ptr)
-    window = tl.arange(0, WINDOW)
-    flushed = (bins > 0) & (window < WINDOW - 1)
-    tl.atomic_add(histogram_ptr + FIRST_BIN + window, bins.to(tl.int64), mask=flushed, sem="relaxed")
+def bias_correction(beta, step, in_float32):
+    """1 − β^t in float64; where torch took it in float32, so rounded."""
+    if in_float32:
+        rounded = power(beta.to(tl.float32).to(tl.float64), step).to(tl.float32)
+        correction = (1 - rounded).to(tl.float64)
+    else:
+        correction = 1 - power(beta, step)
+    return correction
 
 
 @triton.jit
-def sum_chunks(
-    chunks_ptr,
-    rows_ptr,
-    bias_correction2_ptr,
-    eps_ptr,
-    partials_ptr,
-    histograms_ptr,
-    WEIGHT: tl.constexpr,
-    EXP_AVG: tl.constexpr,
-    EXP_AVG_SQ: tl.constexpr,
-    ARITHMETIC: tl.constexpr,
-    HAS_MOMENTS: tl.constexpr,
-    HAS_HISTOGRAM: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    VECTOR: tl.constexpr,
-    COUNT_BLOCK: tl.constexpr,
-):
-    """One chunk of one tensor: its partial sums [COLUMNS] and its part of the histogram."""
-    chunk = chunks_ptr + tl.program_id(0).to(tl.int64) * CHUNK_COLUMNS
-    row = tl.load(chunk)
-    begin = tl.load(chunk + 1)
-    table = rows_ptr + row * ROW_COLUMNS
-    aligned = all_aligned(tl.load(table) | tl.load(table + 1) | tl.load(table + 2))
-    weight_ptr = tl.load(table).to(tl.pointer_type(WEIGHT)) + begin
-    exp_avg_ptr = tl.load(table + 1).to(tl.pointer_type(EXP_AVG)) + begin
-    exp_avg_sq_ptr = tl.load(table + 2).to(tl.pointer_type(EXP_AVG_SQ)) + begin
-    count = tl.minimum(tl.load(table + 3) - begin, CHUNK).to(tl.int32)
-    partial = tl.load(table + 4) + begin // CHUNK
-    scaled_eps = (tl.load(eps_ptr + row) * tl.sqrt(tl.load(bias_correction2_ptr + row))).to(ARITHMETIC)
-
-    offsets = tl.arange(0, BLOCK)
-    squares, statistics = no_sums(BLOCK // VECTOR, ARITHMETIC)
-
-    # Whole blocks of aligned memory: no mask and a promise of 16 bytes, so 128-bit loads. Where
-    # the promise would be false `whole` is 0.
-    whole = count // BLOCK * BLOCK * aligned
-    for start in range(0, whole, BLOCK):
-        w = tl.load(tl.multiple_of(weight_ptr, 16) + start + offsets).to(ARITHMETIC)
-        u = None
-        if HAS_MOMENTS:
-            m = tl.load(tl.multiple_of(exp_avg_ptr, 16) + start + offsets).to(ARITHMETIC)
-            v = tl.load(tl.multiple_of(exp_avg_sq_ptr, 16) + start + offsets).to(ARITHMETIC)
-            u = raw_update(m, v, scaled_eps)
-        squares = add_squares(squares, w, u, VECTOR)
-        statistics = add_statistics(statistics, w, offsets < BLOCK, VECTOR)
-    # Entries beyond the end come as w = m = 0, v = 1.
-    for start in range(whole, count, BLOCK):
-        valid = start + offsets < count
-        w = tl.load(weight_ptr + start + offsets, mask=valid, other=0.0).to(ARITHMETIC)
-        u = None
-        if HAS_MOMENTS:
-            m = tl.load(exp_avg_ptr + start + offsets, mask=valid, other=0.0).to(ARITHMETIC)
-            v = tl.load(exp_avg_sq_ptr + start + offsets, mask=valid, other=1.0).to(ARITHMETIC)
-            u = raw_update(m, v, scaled_eps)
-        squares = add_squares(squares, w, u, VECTOR)
-        statistics = add_statistics(statistics, w, valid, VECTOR)
-
-    store_sums(partials_ptr + partial * COLUMNS, squares, statistics)
-    if HAS_HISTOGRAM:
-        count_chunk(weight_ptr, count, aligned, histograms_ptr + row * BINS, ARITHMETIC, COUNT_BLOCK)
+def group_of(row_ptr, hyperparameters_ptr):
+    """Where the hyperparameters of a tensor lie."""
+    return hyperparameters_ptr + tl.load(row_ptr + GROUP) * HYPERPARAMETER_COLUMNS
 
 
 @triton.jit
-def combine_chunks(
-    rows_ptr,
-    bias_correction1_ptr,
-    bias_correction2_ptr,
-    partials_ptr,
-    sums_ptr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The partial sums of one tensor added in the order of its chunks, with the bias corrections."""
-    row = tl.program_id(0).to(tl.int64)
-    numel = tl.load(rows_ptr + row * ROW_COLUMNS + 3)
-    first = tl.load(rows_ptr + row * ROW_COLUMNS + 4)
-    chunks = (numel + CHUNK - 1) // CHUNK
-    combined = add_partials(partials_ptr + first * COLUMNS, chunks, COLUMNS, COLUMNS, BLOCK)
-    column = tl.arange(0, COLUMNS)
-    # u = (√bc₂/bc₁) · raw_update.
-    scale = tl.sqrt(tl.load(bias_correction2_ptr + row)) / tl.load(bias_correction1_ptr + row)
-    combined *= tl.where(column == 0, scale, tl.where(column == 1, scale * scale, 1.0))
-    tl.store(sums_ptr + row * COLUMNS + column, combined)
+def count_of(row_ptr):
+    """The steps that a tensor has made, float32."""
+    return tl.load(tl.load(row_ptr + COUNT_AT).to(tl.pointer_type(tl.float32)))
+
+
+@triton.jit
+def corrections_of(group_ptr, step):
+    """√bc₂, by which ε is multiplied, and √bc₂/bc₁, by which the raw update becomes torch's."""
+    in_float32 = tl.load(group_ptr + FLOAT32_CORRECTIONS) != 0
+    t = step.to(tl.float64)
+    root = tl.sqrt(bias_correction(tl.load(group_ptr + BETA2), t, in_float32))
+    return root, root / bias_correction(tl.load(group_ptr + BETA1), t, in_float32)
+
+
+@triton.jit
+def of_column(sums, COLUMN: tl.constexpr):
+    """One number of a row of sums."""
+    return tl.sum(tl.where(tl.arange(0, sums.shape[0]) == COLUMN, sums, 0.0))
+
+
+@triton.jit
+def forces_of(weight_update, update_sq, weight_sq, lr, lost):
+    """Alignment, injection, decay and coupling of w⁺ = (1−lost)·w − η·u, from the sums before the step."""
+    return (
+        -2 * lr * weight_update,
+        lr * lr * update_sq,
+        -2 * lost * weight_sq,
+        lost * (2 * lr * weight_update + lost * weight_sq),
+    )
+
+
+@triton.jit
+def store_statistics(row_ptr, sums):
+    """The five statistics of the weights into a tensor's row of the ledger."""
+    column = tl.arange(0, sums.shape[0])
+    statistics = (column >= FIRST_STATISTIC) & (column < COLUMNS)
+    tl.store(row_ptr + LOG_SUM - FIRST_STATISTIC + column, sums, mask=statistics)

@@ -55,6 +55,7 @@ def attach(
     the training; it is reported once by the logger "weibull_kernels", and what it missed is written when it
     works again. Should measuring itself fail, that is logged and the meter stops.
 
+    Steps that a CUDA graph makes are not recorded: its replays call no hooks, and the logger says so once.
     Steps that a gradient scaler skips, and tensors without a gradient, are not booked. Parameter groups that
     are added later are measured from then on. So is a `deepcopy` of the optimizer, which goes on in the
     same sinks from the last record; where both are trained, steps that the sinks have already are left
@@ -83,7 +84,7 @@ def attach(
             False it acts through the gradient, and there is no force of decay.
         rank: of the process whose sinks are written; None for every process, as where each has a stage
             of the model and a file of its own.
-        backend: "reference", "cpu", "triton", or None to let the device choose.
+        backend: "reference", "cpu", "triton", "cuda", or None to let the device choose.
 
     Returns:
         A `Meter`; `detach()` it, or use it in a `with` block, to have the last steps recorded.

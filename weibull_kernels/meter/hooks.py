@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..budget import ForceBudget
+from ..kernels.memory import capturing
 from ..optimizers import placed_parameters
 from ..tensors import column
 from .probes import Probe
@@ -70,6 +71,7 @@ class StepHooks:
         self._due = False
         self.seen = 0
         self._unnumbered = False
+        self._told_of_graphs = False
         self._recount(optimizer)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -104,6 +106,8 @@ class StepHooks:
             self._end(optimizer)
 
     def _begin(self, optimizer: Optimizer) -> None:
+        if self._captured(optimizer):
+            return
         with self._watched():
             self._on_step()
             if self._unnumbered:
@@ -116,6 +120,8 @@ class StepHooks:
                     self.probe.before(optimizer)
 
     def _end(self, optimizer: Optimizer) -> None:
+        if self._captured(optimizer):
+            return
         self.count += 1
         self.seen += 1
         if self._due:
@@ -127,6 +133,19 @@ class StepHooks:
     # they pay; and not in the public form, which would load the compiler.
     _begin_uncompiled = torch._disable_dynamo(_begin)  # type: ignore[attr-defined]
     _end_uncompiled = torch._disable_dynamo(_end)  # type: ignore[attr-defined]
+
+    def _captured(self, optimizer: Optimizer) -> bool:
+        """Whether the step is not made now but goes into a CUDA graph, whose replays call no hooks."""
+        first = next(placed_parameters(optimizer), None)
+        if first is None or not capturing(first.tensor.device):
+            return False
+        if not self._told_of_graphs:
+            self._told_of_graphs = True
+            _log.warning(
+                "a meter does not record the steps of a CUDA graph, whose replays call no hooks; "
+                "call wk.forces(), or ledger.drain() of a wk.AdamW, after a replay"
+            )
+        return True
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..adamw import AdamW
 from ..budget import ForceBudget
-from ..measure import forces_of, on_each_device
-from ..optimizers import PlacedParameter, placed_parameters, read_optimizer, update_is_known
+from ..measure import last_step, on_each_device
+from ..optimizers import PlacedParameter, placed_parameters, update_is_known
 from ..shards import local_of
 from ..tensors import column, require_readable
 from .displacement import decays_decoupled, displacement_budget, lost_to_decay, snapshot
@@ -62,8 +62,7 @@ class MomentsProbe(Probe):
 
     def after(self, optimizer: torch.optim.Optimizer, count: int) -> ForceBudget:
         """See `Probe.after`."""
-        rows = read_optimizer(optimizer)
-        return forces_of(rows, self._standing, histogram=self.histogram, backend=self.backend)
+        return last_step(optimizer, since=self._standing, histogram=self.histogram, backend=self.backend)
 
 
 class LedgerProbe(Probe):
