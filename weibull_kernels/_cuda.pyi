@@ -9,7 +9,7 @@ SUM_COLUMNS: int
 SUMS_BYTES: int
 STEP_SUMS_BYTES: int
 
-_Table = tuple[int, int, int, bool, bool]
+_Table = tuple[int, int, int, int, bool, bool]
 """Address, rows, chunks; whether any row is computed in float64, and whether any is in float32."""
 
 def sums(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .host import DTYPES, write_addresses
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
 from .memory import SentNumbers, flat_columns, flat_to_read, flat_to_step, sent
 
@@ -25,9 +26,6 @@ else:
     _missing = None
 
 DEVICES = ("cuda",)
-
-# As in csrc/columns.h.
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def unavailable() -> str | None:
@@ -110,7 +108,7 @@ def adamw(tensors: SteppedTensors, step: Step, *, blocks: int = 0) -> None:
     with flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads):
         stepping = flat.prepared.get("cuda")
         if stepping is None:
-            stepping = flat.prepared["cuda"] = _Stepping()
+            stepping = flat.prepared["cuda"] = _Stepping(flat, device)
         table, addresses = stepping.tables(flat, grads, device)
         partials = _partials(table, 0 if step.ledger is None else _cuda.STEP_SUMS_BYTES, device)
         _cuda.adamw(
@@ -150,7 +148,7 @@ _Cells = tuple[int, ...]
 def _dtypes(*columns: Tensor | None) -> int:
     """A byte a column, the first the lowest."""
     return sum(
-        _DTYPES[column.dtype] << 8 * place for place, column in enumerate(columns) if column is not None
+        DTYPES[column.dtype] << 8 * place for place, column in enumerate(columns) if column is not None
     )
 
 
@@ -168,29 +166,22 @@ def _table_of_sums(cells: tuple[_Cells, ...], device: torch.device) -> Table:
 
 
 def _table_of_stepped(tensors: SteppedTensors, grads: Sequence[Tensor | None], device: torch.device) -> Table:
-    columns = zip(
-        tensors.weights,
-        tensors.exp_avgs,
-        tensors.exp_avg_sqs,
-        tensors.max_exp_avg_sqs,
-        grads,
-        strict=True,
-    )
-    places = zip(tensors.counts, tensors.groups, tensors.places, strict=True)
-    return _table(
-        [
+    rows = []
+    for place, weight in enumerate(tensors.weights):
+        moments = tensors.exp_avgs[place], tensors.exp_avg_sqs[place], tensors.max_exp_avg_sqs[place]
+        rows.append(
             (
-                *(0 if column is None else column.data_ptr() for column in (*state, count)),
-                state[0].numel(),
+                weight.data_ptr(),
+                *(0 if moment is None else moment.data_ptr() for moment in moments),
+                tensors.counts[place].data_ptr(),
+                weight.numel(),
                 0,
-                group,
-                place,
-                _dtypes(*state, grad),
+                tensors.groups[place],
+                tensors.places[place],
+                _dtypes(weight, *moments, grads[place]),
             )
-            for (*state, grad), (count, group, place) in zip(columns, places, strict=True)
-        ],
-        device,
-    )
+        )
+    return _table(rows, device)
 
 
 def _table(cells: Sequence[_Cells], device: torch.device) -> Table:
@@ -199,7 +190,7 @@ def _table(cells: Sequence[_Cells], device: torch.device) -> Table:
     chunks = -(-rows[:, _NUMEL] // _cuda.CHUNK)
     rows[:, _FIRST_CHUNK] = chunks.cumsum() - chunks
     columns = rows[:, _DTYPES_OF, None] >> np.arange(0, 40, 8) & 0xFF
-    wide = (columns == _DTYPES[torch.float64]).any(axis=1) & (chunks > 0)
+    wide = (columns == DTYPES[torch.float64]).any(axis=1) & (chunks > 0)
     narrow = ~wide & (chunks > 0)
     there = sent(torch.from_numpy(rows), device)
     row_of_chunk = sent(torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int32), chunks)), device)
@@ -210,21 +201,21 @@ def _table(cells: Sequence[_Cells], device: torch.device) -> Table:
 class _Stepping:
     """The tables of tensors that are stepped, and what follows their gradients from step to step."""
 
-    def __init__(self) -> None:
-        self._dtypes: list[torch.dtype] | None = None
+    def __init__(self, tensors: SteppedTensors, device: torch.device) -> None:
+        self._found = np.empty((len(tensors), 2), dtype=np.int64)
+        self._filled = np.array([weight.numel() > 0 for weight in tensors.weights])
+        self._sent = SentNumbers(device)
+        self._dtypes: bytes | None = None
         self._table: Table | None = None
-        self._addresses: SentNumbers | None = None
 
     def tables(
         self, tensors: SteppedTensors, grads: Sequence[Tensor], device: torch.device
     ) -> tuple[Table, Tensor]:
         """The table, made again when a gradient's dtype has changed, and where gradients lie, [P] int64."""
-        dtypes = [grad.dtype for grad in grads]
+        write_addresses(grads, self._found, 0, 1)
+        addresses, dtypes = self._found[:, 0], self._found[:, 1].tobytes()
+        if (self._filled & (addresses == 0)).any():
+            raise ValueError("a gradient has no memory; was its storage freed?")
         if self._table is None or self._dtypes != dtypes:
             self._dtypes, self._table = dtypes, _table_of_stepped(tensors, grads, device)
-        found = [grad.data_ptr() for grad in grads]
-        if any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
-            raise ValueError("a gradient has no memory; was its storage freed?")
-        if self._addresses is None:
-            self._addresses = SentNumbers(device)
-        return self._table, self._addresses.of(np.array(found, dtype=np.int64))
+        return self._table, self._sent.of(addresses)

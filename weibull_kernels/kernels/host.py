@@ -47,7 +47,8 @@ class Found(NamedTuple):
 def walk(optimizer: torch.optim.Optimizer, names: tuple[str, ...], *, gradients: bool = False) -> Found:
     """What an optimizer holds now; nothing is added to its state."""
     groups, state = optimizer.param_groups, optimizer.state
-    if _missing is None and isinstance(state, dict) and isinstance(groups, list):
+    usual = isinstance(state, dict) and isinstance(groups, list)
+    if usual and _missing is None and all(isinstance(group["params"], list) for group in groups):
         return Found(*_tensors.walk(groups, state, names, gradients))
     return _walk(groups, state, names, gradients)
 

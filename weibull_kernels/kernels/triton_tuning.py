@@ -34,7 +34,7 @@ class Tuning:
     num_warps: int = 8
     vector: int = 4
     stages: int = 1
-    window: int = 256
+    window: int = 512
     on_chip: bool = True
     counted: int = 16
 
