@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 TUNING = Path("cuda/tuning.h")
 
-NAMES = ("kThreads", "kSumBlocks", "kStepBlocks", "kPackBytes", "kChunk")
+NAMES = ("kThreads", "kSumBlocks", "kCountBlocks", "kStepBlocks", "kPackBytes", "kChunk")
 CANDIDATES = (
-    (128, 5, 3, 32, 8192),
-    (128, 5, 4, 32, 16384),
-    (128, 5, 4, 32, 4096),
-    (256, 2, 2, 32, 16384),
-    (128, 8, 5, 16, 8192),
+    (128, 10, 7, 4, 16, 8192),
+    (128, 10, 7, 4, 16, 16384),
+    (128, 8, 6, 3, 16, 8192),
+    (128, 5, 5, 3, 32, 8192),
+    (256, 5, 3, 2, 16, 16384),
 )
 
 
@@ -62,13 +62,13 @@ def build_one(folder: Path, sizes: tuple[int, ...]) -> str:
 
 
 def name_of(sizes: tuple[int, ...]) -> str:
-    """Like 128-5-3-32-8192."""
+    """Like 128-10-7-4-16-8192."""
     return "-".join(map(str, sizes))
 
 
 def module_at(path: Path) -> ModuleType:
-    """The extension built there, beside others of the same name."""
-    spec = importlib.util.spec_from_file_location("weibull_kernels._cuda", path)
+    """The extension built there. Each has a package of its own: pybind11 keeps one module of a name."""
+    spec = importlib.util.spec_from_file_location(f"candidate_{path.stem}._cuda", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

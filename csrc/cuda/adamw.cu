@@ -76,103 +76,87 @@ struct Columns {
     }
 };
 
-// A pack of a column, whole or its first `count` entries.
-template <class T>
-__device__ __forceinline__ void load(const Memory& from, int entry, bool whole, int count, T padding,
-                                     T (&to)[kPack<T>]) {
-    if (whole) {
-        widen(load_raw<T>(from, entry), from.dtype, to);
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < kPack<T>; ++k) to[k] = k < count ? load_entry<T>(from, entry + k) : padding;
-}
-
-// The other way; what memory rounds off goes from the pack too.
-template <class T>
-__device__ __forceinline__ void store(const Memory& to, int entry, bool whole, int count,
-                                      T (&from)[kPack<T>]) {
-    const Raw raw = narrowed(from, to.dtype);
-    if (whole) {
-        store_raw<T>(to, entry, raw);
-    } else {
-#pragma unroll
-        for (int k = 0; k < kPack<T>; ++k)
-            if (k < count) store_entry(to, entry + k, from[k]);
-    }
-    widen(raw, to.dtype, from);
-}
-
-// One chunk of a tensor stepped; `part` is that of the warp.
+// The running sums of a thread: products before the step, statistics after it.
 template <class T, bool kBooks>
-__device__ __forceinline__ void step_chunk(const Columns& columns, int chunk, const Numbers<T>& n,
-                                           bool unscales_, StepSums* part) {
-    const int aligned = columns.aligned ? chunk / kPack<T> * kPack<T> : 0;
+struct RunningStep {
     scalar::Squares<double> squares;
     Statistics<T> statistics;
     double change = 0;
-#pragma unroll 1
-    for (int i = threadIdx.x * kPack<T>; i < chunk; i += kThreads * kPack<T>) {
-        const Columns at = columns.in_loop();
-        const bool unscales = hidden(unscales_), whole = i < aligned;
-        const int count = chunk - i;
-        T w[kPack<T>], g[kPack<T>], m[kPack<T>], v[kPack<T>];
-        if (whole) {
-            const Raw raw_w = load_raw<T>(at.weight, i), raw_g = load_raw<T>(at.grad, i);
-            const Raw raw_m = load_raw<T>(at.exp_avg, i), raw_v = load_raw<T>(at.exp_avg_sq, i);
-            widen(raw_w, at.weight.dtype, w);
-            widen(raw_g, at.grad.dtype, g);
-            widen(raw_m, at.exp_avg.dtype, m);
-            widen(raw_v, at.exp_avg_sq.dtype, v);
-        } else {
-            load(at.weight, i, false, count, T(0), w);
-            load(at.grad, i, false, count, T(0), g);
-            load(at.exp_avg, i, false, count, T(0), m);
-            load(at.exp_avg_sq, i, false, count, T(1), v);
+
+    // Steps some neighbours in memory, and adds them.
+    template <int kCount>
+    __device__ __forceinline__ void step(const Columns& at, int i, const Numbers<T>& n, bool unscales) {
+        T w[kCount], g[kCount], m[kCount], v[kCount], u[kCount], before[kCount];
+        {
+            const auto weight = fetch<T, kCount, Use::kChange>(at.weight, i),
+                       grad = fetch<T, kCount, Use::kChange>(at.grad, i);
+            const auto exp_avg = fetch<T, kCount, Use::kChange>(at.exp_avg, i),
+                       exp_avg_sq = fetch<T, kCount, Use::kChange>(at.exp_avg_sq, i);
+            widen(grad, g);
+            widen(exp_avg, m);
+            widen(exp_avg_sq, v);
+            widen(weight, w);
         }
         if (unscales) {
+            T kept[kCount];
 #pragma unroll
-            for (int k = 0; k < kPack<T>; ++k) g[k] = g[k] / n.grad_scale;
-            T stored[kPack<T>];
-            memcpy(stored, g, sizeof stored);
-            store(at.grad, i, whole, count, stored);
+            for (int k = 0; k < kCount; ++k) kept[k] = g[k] = g[k] / n.grad_scale;
+            put(at.grad, i, kept);
         }
 #pragma unroll
-        for (int k = 0; k < kPack<T>; ++k) scalar::step_moments(n, g[k] * n.sign, m[k], v[k]);
-        T kept[kPack<T>];
-        memcpy(kept, m, sizeof kept);
-        store(at.exp_avg, i, whole, count, kept);
-        memcpy(kept, v, sizeof kept);
-        store(at.exp_avg_sq, i, whole, count, kept);
+        for (int k = 0; k < kCount; ++k) scalar::step_moments(n, g[k] * n.sign, m[k], v[k]);
+        put_copy(at.exp_avg, i, m);
+        put_copy(at.exp_avg_sq, i, v);
         if (at.amsgrad) {
-            load(at.max_exp_avg_sq, i, whole, count, T(1), kept);
+            T largest[kCount];
+            widen(fetch<T, kCount, Use::kChange>(at.max_exp_avg_sq, i), largest);
 #pragma unroll
-            for (int k = 0; k < kPack<T>; ++k) kept[k] = v[k] = larger(kept[k], v[k]);
-            store(at.max_exp_avg_sq, i, whole, count, kept);
+            for (int k = 0; k < kCount; ++k) v[k] = larger(largest[k], v[k]);
+            put_copy(at.max_exp_avg_sq, i, v);
         }
-        T after[kPack<T>];
 #pragma unroll
-        for (int k = 0; k < kPack<T>; ++k) {
-            // Beyond the end nothing is held: with β₂ = ε = 0 its u would be 0/0.
-            const T u = k < count ? scalar::raw_update(m[k], v[k], n.scaled_eps) : T(0);
-            after[k] = scalar::step_weight(n, w[k], u);
-            if (kBooks) squares.add(double(w[k]), double(u));
+        for (int k = 0; k < kCount; ++k) {
+            u[k] = scalar::raw_update(m[k], v[k], n.scaled_eps);
+            before[k] = w[k];
+            w[k] = scalar::step_weight(n, w[k], u[k]);
         }
-        store(at.weight, i, whole, count, after);
+        put(at.weight, i, w);
         if constexpr (kBooks) {
 #pragma unroll
-            for (int k = 0; k < kPack<T>; ++k) {
-                if (k >= count) after[k] = T(0);  // NaN where the numbers are
-                const double from = w[k], to = after[k];
+            for (int k = 0; k < kCount; ++k) {
+                const double from = before[k], to = w[k];
+                squares.add(from, double(u[k]));
                 change = scalar::multiply_add(to - from, to + from, change);
             }
-            statistics.template add<false>(after, count, Bins{nullptr, nullptr});
+            statistics.template add<false>(w, Bins{nullptr, nullptr});
         }
     }
+
+private:
+    // The update goes on from moments as they were before memory rounded them.
+    template <int kCount>
+    static __device__ __forceinline__ void put_copy(const Memory& to, int i, const T (&from)[kCount]) {
+        T kept[kCount];
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) kept[k] = from[k];
+        put(to, i, kept);
+    }
+};
+
+// One chunk of a tensor stepped; `part` is that of the warp.
+template <class T, bool kBooks>
+__device__ __forceinline__ void step_chunk(const Columns& columns, int count, const Numbers<T>& n,
+                                           bool unscales, StepSums* part) {
+    RunningStep<T, kBooks> running;
+    constexpr int kPack = kStepPackBytes / sizeof(T);
+    for_each_pack<kPack>(
+        columns, count,
+        [&](const Columns& at, int i) { running.template step<kPack>(at, i, n, hidden(unscales)); },
+        [&](const Columns& at, int i) { running.template step<1>(at, i, n, hidden(unscales)); });
     if constexpr (kBooks) {
         StepSums sums;
-        finish(squares, statistics, sums);
-        sums.change = over_warp(change);
+        finish(running.squares, running.statistics, sums);
+        sums.change = over_warp(running.change);
         if (threadIdx.x % kWarp == 0) *part = sums;
     }
 }
@@ -211,8 +195,7 @@ __global__ void __launch_bounds__(kCombining)
 
 template <class T, bool kBooks>
 void launch_chunks(const Launch& launch, const Table& table, const Step& step, StepSums* partials) {
-    const int blocks = blocks_of<step_chunks<T, kBooks>>(launch, table.chunks);
-    step_chunks<T, kBooks><<<blocks, kThreads, 0, launch.stream>>>(table, step, partials);
+    step_chunks<T, kBooks><<<blocks_of(launch, table), kThreads, 0, launch.stream>>>(table, step, partials);
     check(cudaGetLastError(), "the step cannot be launched");
 }
 

@@ -1,4 +1,4 @@
-// The device that a launch goes to, and how many blocks it holds.
+// The device that a launch goes to, and its blocks.
 #pragma once
 
 #include <stdexcept>
@@ -32,25 +32,10 @@ private:
     bool changed_ = false;
 };
 
-// As many blocks of a kernel as fit on the device at once, but no more than there is work for.
-template <auto kKernel>
-int blocks_of(const Launch& launch, int chunks) {
-    constexpr int kDevices = 64;
-    static int resident[kDevices];  // by device; 0 until asked, and the same whoever asks
-    int fit = launch.blocks;
-    if (fit <= 0) {
-        int& known = resident[launch.device % kDevices];
-        if (!known) {
-            int processors = 0, each = 0;
-            check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, launch.device),
-                  "the CUDA device does not tell its size");
-            check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, kThreads, 0),
-                  "the kernels do not fit this CUDA device");
-            known = processors * each;
-        }
-        fit = known;
-    }
-    return fit < chunks ? fit : chunks;
+// One for each chunk unless it is said how many: the device hands them out as it gets through them,
+// which is faster than a share for each of those that fit at once, since not all of them are equally fast.
+inline int blocks_of(const Launch& launch, const Table& table) {
+    return launch.blocks > 0 && launch.blocks < table.chunks ? launch.blocks : table.chunks;
 }
 
 }  // namespace cuda

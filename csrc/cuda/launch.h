@@ -11,8 +11,8 @@
 namespace weibull {
 namespace cuda {
 
-// Where a launch goes. `blocks` is how many share out the work, 0 for as many as fit on the device;
-// the result does not depend on it.
+// Where a launch goes. `blocks` is how many share out the chunks, 0 for one each; the result does
+// not depend on it.
 struct Launch {
     int device;
     cudaStream_t stream;

@@ -1,5 +1,5 @@
 // A few neighbouring entries of a column at a time, as one thread loads and stores them, whatever the
-// dtype.
+// dtype: a pack of kCount, 16 or 32 bytes of the widest dtype.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,10 +11,6 @@
 
 namespace weibull {
 namespace cuda {
-
-// The entries of a pack in the arithmetic T: eight floats or four doubles.
-template <class T>
-constexpr int kPack = kPackBytes / sizeof(T);
 
 // Hides from the compiler that a number never changes: of a loop it would make a copy for every
 // combination of such numbers, and of those copies more for the next.
@@ -56,10 +52,13 @@ __device__ __forceinline__ uint32_t to_float16(float value) {
 }
 
 // Reads and writes of global memory: an address that comes from a table does not tell where it points. What
-// is read once need not stay in the caches.
-template <class Word>
+// is only read need not stay in the caches; what is written in its place should.
+enum class Use { kRead, kChange };
+
+template <Use kUse, class Word>
 __device__ __forceinline__ Word read(const char* at) {
-    return __ldcs(reinterpret_cast<const Word*>(at));
+    const Word* word = reinterpret_cast<const Word*>(at);
+    return kUse == Use::kRead ? __ldcs(word) : __ldca(word);
 }
 template <class Word>
 __device__ __forceinline__ void write(char* at, Word word) {
@@ -72,75 +71,79 @@ struct Raw {
     uint32_t word[8];
 };
 
-template <class T>
+template <int kCount, Use kUse>
 __device__ __forceinline__ Raw load_raw(const Memory& from, int entry) {
     const char* at = from.at(entry);
-    const int bytes = kPack<T> * from.entry_bytes();
+    const int bytes = kCount * from.entry_bytes();
     Raw raw;
-    if (kPack<T> <= 4 && bytes == 8) {
-        const uint2 part = read<uint2>(at);
+    if (bytes == 8) {
+        const uint2 part = read<kUse, uint2>(at);
         raw.word[0] = part.x, raw.word[1] = part.y;
-        return raw;
-    }
-    const uint4 low = read<uint4>(at);
-    raw.word[0] = low.x, raw.word[1] = low.y, raw.word[2] = low.z, raw.word[3] = low.w;
-    if (bytes == 32) {
-        const uint4 high = read<uint4>(at + 16);
-        raw.word[4] = high.x, raw.word[5] = high.y, raw.word[6] = high.z, raw.word[7] = high.w;
+    } else if (bytes == 4) {
+        raw.word[0] = read<kUse, uint32_t>(at);
+    } else {
+        const uint4 low = read<kUse, uint4>(at);
+        raw.word[0] = low.x, raw.word[1] = low.y, raw.word[2] = low.z, raw.word[3] = low.w;
+        if (bytes == 32) {
+            const uint4 high = read<kUse, uint4>(at + 16);
+            raw.word[4] = high.x, raw.word[5] = high.y, raw.word[6] = high.z, raw.word[7] = high.w;
+        }
     }
     return raw;
 }
 
-template <class T>
+template <int kCount>
 __device__ __forceinline__ void store_raw(const Memory& to, int entry, const Raw& raw) {
     char* at = to.at(entry);
-    const int bytes = kPack<T> * to.entry_bytes();
-    if (kPack<T> <= 4 && bytes == 8) {
+    const int bytes = kCount * to.entry_bytes();
+    if (bytes == 8) {
         write(at, make_uint2(raw.word[0], raw.word[1]));
-        return;
+    } else if (bytes == 4) {
+        write(at, raw.word[0]);
+    } else {
+        write(at, make_uint4(raw.word[0], raw.word[1], raw.word[2], raw.word[3]));
+        if (bytes == 32) write(at + 16, make_uint4(raw.word[4], raw.word[5], raw.word[6], raw.word[7]));
     }
-    write(at, make_uint4(raw.word[0], raw.word[1], raw.word[2], raw.word[3]));
-    if (bytes == 32) write(at + 16, make_uint4(raw.word[4], raw.word[5], raw.word[6], raw.word[7]));
 }
 
-template <class T>
-__device__ __forceinline__ void widen(const Raw& raw, Dtype dtype, T (&to)[kPack<T>]) {
+template <class T, int kCount>
+__device__ __forceinline__ void widen(const Raw& raw, Dtype dtype, T (&to)[kCount]) {
     if (dtype == Dtype::kBfloat16) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i)
+        for (int i = 0; i < kCount; ++i)
             to[i] = T(from_bfloat16(i % 2 ? raw.word[i / 2] >> 16 : raw.word[i / 2] & 0xffff));
     } else if (dtype == Dtype::kFloat16) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i)
+        for (int i = 0; i < kCount; ++i)
             to[i] = T(from_float16(i % 2 ? raw.word[i / 2] >> 16 : raw.word[i / 2] & 0xffff));
     } else if (sizeof(T) == 4 || dtype == Dtype::kFloat32) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) to[i] = T(__uint_as_float(raw.word[i]));
+        for (int i = 0; i < kCount; ++i) to[i] = T(__uint_as_float(raw.word[i]));
     } else {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i)
+        for (int i = 0; i < kCount; ++i)
             to[i] = T(__hiloint2double(int(raw.word[2 * i % 8 + 1]), int(raw.word[2 * i % 8])));
     }
 }
 
 // Rounded to what the column holds.
-template <class T>
-__device__ __forceinline__ Raw narrowed(const T (&from)[kPack<T>], Dtype dtype) {
+template <class T, int kCount>
+__device__ __forceinline__ Raw narrowed(const T (&from)[kCount], Dtype dtype) {
     Raw raw;
     if (dtype == Dtype::kBfloat16) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; i += 2)
+        for (int i = 0; i < kCount; i += 2)
             raw.word[i / 2] = to_bfloat16(float(from[i])) | to_bfloat16(float(from[i + 1])) << 16;
     } else if (dtype == Dtype::kFloat16) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; i += 2)
+        for (int i = 0; i < kCount; i += 2)
             raw.word[i / 2] = to_float16(float(from[i])) | to_float16(float(from[i + 1])) << 16;
     } else if (sizeof(T) == 4 || dtype == Dtype::kFloat32) {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) raw.word[i] = __float_as_uint(float(from[i]));
+        for (int i = 0; i < kCount; ++i) raw.word[i] = __float_as_uint(float(from[i]));
     } else {
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) {
+        for (int i = 0; i < kCount; ++i) {
             raw.word[2 * i % 8] = uint32_t(__double2loint(double(from[i])));
             raw.word[2 * i % 8 + 1] = uint32_t(__double2hiint(double(from[i])));
         }
@@ -149,12 +152,12 @@ __device__ __forceinline__ Raw narrowed(const T (&from)[kPack<T>], Dtype dtype) 
 }
 
 // One entry at a time, for what is not aligned or not whole.
-template <class T>
+template <class T, Use kUse>
 __device__ __forceinline__ T load_entry(const Memory& from, int entry) {
     const char* at = from.at(entry);
-    if (sizeof(T) == 8 && from.dtype == Dtype::kFloat64) return T(read<double>(at));
-    if (from.dtype == Dtype::kFloat32) return T(read<float>(at));
-    const uint32_t half = read<unsigned short>(at);
+    if (sizeof(T) == 8 && from.dtype == Dtype::kFloat64) return T(read<kUse, double>(at));
+    if (from.dtype == Dtype::kFloat32) return T(read<kUse, float>(at));
+    const uint32_t half = read<kUse, unsigned short>(at);
     return T(from.dtype == Dtype::kBfloat16 ? from_bfloat16(half) : from_float16(half));
 }
 
@@ -168,6 +171,58 @@ __device__ __forceinline__ void store_entry(const Memory& to, int entry, T value
     else
         write(at, static_cast<unsigned short>(to.dtype == Dtype::kBfloat16 ? to_bfloat16(float(value))
                                                                            : to_float16(float(value))));
+}
+
+// What was fetched of a column: a pack, or one entry.
+template <class T, int kCount>
+struct Fetched {
+    Raw raw;
+    Dtype dtype;
+};
+template <class T>
+struct Fetched<T, 1> {
+    T entry;
+};
+
+template <class T, int kCount, Use kUse>
+__device__ __forceinline__ Fetched<T, kCount> fetch(const Memory& from, int entry) {
+    if constexpr (kCount == 1)
+        return {load_entry<T, kUse>(from, entry)};
+    else
+        return {load_raw<kCount, kUse>(from, entry), from.dtype};
+}
+
+template <class T, int kCount>
+__device__ __forceinline__ void widen(const Fetched<T, kCount>& from, T (&to)[kCount]) {
+    if constexpr (kCount == 1)
+        to[0] = from.entry;
+    else
+        widen(from.raw, from.dtype, to);
+}
+
+// The other way. What memory rounds off goes from the entries too.
+template <class T, int kCount>
+__device__ __forceinline__ void put(const Memory& to, int entry, T (&from)[kCount]) {
+    if constexpr (kCount == 1) {
+        store_entry(to, entry, from[0]);
+        from[0] = load_entry<T, Use::kChange>(to, entry);
+    } else {
+        const Raw raw = narrowed(from, to.dtype);
+        store_raw<kCount>(to, entry, raw);
+        widen(raw, to.dtype, from);
+    }
+}
+
+// Goes through a thread's part of a chunk: pack by pack, then entry by entry what is not aligned or less
+// than a pack.
+template <int kCount, class Columns, class Pack, class Entry>
+__device__ __forceinline__ void for_each_pack(const Columns& columns, int count, const Pack& pack,
+                                              const Entry& entry) {
+    const int whole = columns.aligned ? count / kCount * kCount : 0;
+#pragma unroll 1
+    for (int i = threadIdx.x * kCount; i < whole; i += kThreads * kCount) pack(columns.in_loop(), i);
+#pragma unroll 1
+    for (int i = whole + threadIdx.x; i < count; i += kThreads) entry(columns.in_loop(), i);
 }
 
 }  // namespace cuda

@@ -25,16 +25,17 @@ __device__ __forceinline__ int bin_of(float weight) {
 // Rounded towards zero, so that no entry crosses the edge of a bin.
 __device__ __forceinline__ int bin_of(double weight) { return bin_of(__double2float_rz(weight)); }
 
-// Where a warp counts the entries of a tensor: null where nobody asked.
+// Where a block counts the entries of a tensor.
 struct Bins {
     unsigned* window;
     unsigned long long* row;
 
-    template <class T>
-    __device__ __forceinline__ void count(T weight) const {
-        const int bin = bin_of(weight), offset = bin - kFirstBin;
-        if (unsigned(offset) < unsigned(kWindow))
-            atomicAdd(window + offset, 1u);
+    // One that the window holds.
+    __device__ __forceinline__ void count_inside(int bin) const { atomicAdd(window + (bin - kFirstBin), 1u); }
+    // Any finite one that is not 0.
+    __device__ __forceinline__ void count(int bin) const {
+        if (bin >= kFirstBin && bin < kFirstBin + kWindow)
+            count_inside(bin);
         else
             atomicAdd(row + bin, 1ull);
     }
@@ -51,51 +52,57 @@ struct Statistics {
     Unsigned largest = 0;
     int zero_count = 0, non_finite_count = 0;
 
-    // The first `count` of a pack; the others are 0. Less the smallest normal number and unsigned,
-    // every entry that is not normal is large: one maximum tells whether there are any.
-    template <bool kHistogram>
-    __device__ __forceinline__ void add(const T (&weight)[kPack<T>], int count, const Bins& bins) {
+    // Some neighbours. Less the smallest usual number and unsigned, every entry that is not usual is
+    // large: one maximum tells whether there are any. Usual are the normal numbers; with a histogram those
+    // in its window.
+    template <bool kHistogram, int kCount>
+    __device__ __forceinline__ void add(const T (&weight)[kCount], const Bins& bins) {
+        constexpr Bits kSmallest = kHistogram ? lower_edge(kFirstBin) : F::kSmallestNormal;
+        constexpr Bits kBeyond = kHistogram ? lower_edge(kFirstBin + kWindow) : F::kInfinity;
         Unsigned top = 0;
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) {
-            const Unsigned above = Unsigned(magnitude(weight[i])) - Unsigned(F::kSmallestNormal);
+        for (int i = 0; i < kCount; ++i) {
+            const Unsigned above = Unsigned(magnitude(weight[i])) - Unsigned(kSmallest);
             top = above > top ? above : top;
         }
-        if (top >= Unsigned(F::kInfinity) - Unsigned(F::kSmallestNormal)) {
-            add_any<kHistogram>(weight, count, bins);
+        if (top >= Unsigned(kBeyond) - Unsigned(kSmallest)) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) add_any<kHistogram>(weight[i], bins);
             return;
         }
-        top += F::kSmallestNormal;
+        top += kSmallest;
         largest = top > largest ? top : largest;
 #pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) {
+        for (int i = 0; i < kCount; ++i) {
             logs.template add<T>(magnitude(weight[i]), Bits(0));
-            if (kHistogram) bins.count(weight[i]);
+            if (kHistogram) bins.count_inside(bin_of(weight[i]));
         }
     }
 
 private:
+    // The bits of the smallest number in a bin.
+    static constexpr WK_INLINE Bits lower_edge(int bin) {
+        return sizeof(T) == 4 ? Bits(bin) << (23 - kBinBits)
+                              : Bits(bin + ((1023 - 127) << kBinBits)) << (52 - kBinBits) % (8 * sizeof(T));
+    }
+
     static __device__ __forceinline__ Bits magnitude(T weight) {
         return scalar::bit_cast<Bits>(weight) & F::kMagnitude;
     }
 
-    // A subnormal is its bits, read as an integer, times 2^-149 (2^-1074). What has no logarithm
-    // stands in as 1, whose logarithm adds nothing.
+    // A subnormal is its bits, read as an integer, times 2^-149 (2^-1074).
     template <bool kHistogram>
-    __device__ __forceinline__ void add_any(const T (&weight)[kPack<T>], int count, const Bins& bins) {
-#pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) {
-            const Bits bits = magnitude(weight[i]);
-            const bool is_zero = bits == 0, is_finite = bits < F::kInfinity, has_log = is_finite && !is_zero;
-            const bool is_subnormal = has_log && bits < F::kSmallestNormal;
-            zero_count += is_zero && i < count;
-            non_finite_count += !is_finite;
-            if (is_finite && Unsigned(bits) > largest) largest = Unsigned(bits);
-            const Bits normal = is_subnormal ? scalar::bit_cast<Bits>(T(bits)) : bits;
-            logs.template add<T>(has_log ? normal : Bits(F::kOne),
-                                 is_subnormal ? Bits(F::kSubnormalExponent) : Bits(0));
-            if (kHistogram && has_log) bins.count(weight[i]);
-        }
+    __device__ __forceinline__ void add_any(T weight, const Bins& bins) {
+        const Bits bits = magnitude(weight);
+        const bool is_zero = bits == 0, is_finite = bits < F::kInfinity;
+        const bool is_subnormal = !is_zero && bits < F::kSmallestNormal;
+        zero_count += is_zero;
+        non_finite_count += !is_finite;
+        if (is_zero || !is_finite) return;
+        if (Unsigned(bits) > largest) largest = Unsigned(bits);
+        logs.template add<T>(is_subnormal ? scalar::bit_cast<Bits>(T(bits)) : bits,
+                             is_subnormal ? Bits(F::kSubnormalExponent) : Bits(0));
+        if (kHistogram) bins.count(bin_of(weight));
     }
 };
 

@@ -28,47 +28,47 @@ struct Columns {
     }
 };
 
-// One chunk of a tensor; `part` is that of the warp.
+// The running sums of a thread.
 template <class T, bool kHistogram>
-__device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T scaled_eps, const Bins& bins,
-                                          Sums* part) {
-    const int whole = columns.aligned ? count / kPack<T> * kPack<T> : 0;
+struct RunningSums {
     scalar::Squares<double> squares;
     Statistics<T> statistics;
-#pragma unroll 1
-    for (int i = threadIdx.x * kPack<T>; i < count; i += kThreads * kPack<T>) {
-        const Columns at = columns.in_loop();
-        T w[kPack<T>], m[kPack<T>], v[kPack<T>];
-        if (i < whole) {
-            const Raw raw_w = load_raw<T>(at.weight, i);
-            if (at.has_moments) {
-                const Raw raw_m = load_raw<T>(at.exp_avg, i);
-                const Raw raw_v = load_raw<T>(at.exp_avg_sq, i);
-                widen(raw_m, at.exp_avg.dtype, m);
-                widen(raw_v, at.exp_avg_sq.dtype, v);
-            }
-            widen(raw_w, at.weight.dtype, w);
-        } else {
-            // Entries beyond the end come as w = m = 0, v = 1.
-#pragma unroll
-            for (int k = 0; k < kPack<T>; ++k) {
-                const bool held = i + k < count;
-                w[k] = held ? load_entry<T>(at.weight, i + k) : T(0);
-                m[k] = held && at.has_moments ? load_entry<T>(at.exp_avg, i + k) : T(0);
-                v[k] = held && at.has_moments ? load_entry<T>(at.exp_avg_sq, i + k) : T(1);
-            }
+
+    // With some neighbours more.
+    template <int kCount>
+    __device__ __forceinline__ void add(const Columns& at, int i, T scaled_eps, const Bins& bins) {
+        T w[kCount], m[kCount], v[kCount];
+        const auto weight = fetch<T, kCount, Use::kRead>(at.weight, i);
+        if (at.has_moments) {
+            const auto exp_avg = fetch<T, kCount, Use::kRead>(at.exp_avg, i),
+                       exp_avg_sq = fetch<T, kCount, Use::kRead>(at.exp_avg_sq, i);
+            widen(exp_avg, m);
+            widen(exp_avg_sq, v);
         }
+        widen(weight, w);
 #pragma unroll
-        for (int k = 0; k < kPack<T>; ++k) {
+        for (int k = 0; k < kCount; ++k) {
             if (at.has_moments)
                 squares.add(double(w[k]), double(scalar::raw_update(m[k], v[k], scaled_eps)));
             else
                 squares.add(double(w[k]));
         }
-        statistics.template add<kHistogram>(w, count - i, bins);
+        statistics.template add<kHistogram>(w, bins);
     }
+};
+
+// One chunk of a tensor; `part` is that of the warp.
+template <class T, bool kHistogram>
+__device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T scaled_eps, const Bins& bins,
+                                          Sums* part) {
+    RunningSums<T, kHistogram> running;
+    constexpr int kPack = kSumPackBytes / sizeof(T);
+    for_each_pack<kPack>(
+        columns, count,
+        [&](const Columns& at, int i) { running.template add<kPack>(at, i, scaled_eps, bins); },
+        [&](const Columns& at, int i) { running.template add<1>(at, i, scaled_eps, bins); });
     Sums sums;
-    finish(squares, statistics, sums);
+    finish(running.squares, running.statistics, sums);
     if (threadIdx.x % kWarp == 0) *part = sums;
 }
 
@@ -92,7 +92,9 @@ __device__ void flush(unsigned* window, unsigned long long* row) {
 
 // All chunks of the rows whose arithmetic is T.
 template <class T, bool kHistogram>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kSumBlocks : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1
+                                            : kHistogram   ? kCountBlocks
+                                                           : kSumBlocks)
     sum_chunks(Table table, Measured measured, Sums* partials, unsigned long long* histograms) {
     __shared__ unsigned window[kHistogram ? kWindow : 1];
     Bins bins{window, nullptr};
@@ -140,8 +142,8 @@ __global__ void __launch_bounds__(kCombining)
 template <class T, bool kHistogram>
 void launch_chunks(const Launch& launch, const Table& table, const Measured& measured, Sums* partials,
                    unsigned long long* histograms) {
-    const int blocks = blocks_of<sum_chunks<T, kHistogram>>(launch, table.chunks);
-    sum_chunks<T, kHistogram><<<blocks, kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
+    sum_chunks<T, kHistogram>
+        <<<blocks_of(launch, table), kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
     check(cudaGetLastError(), "the sums of the chunks cannot be launched");
 }
 

@@ -6,15 +6,19 @@ namespace weibull {
 namespace cuda {
 
 // Threads of a block, and blocks that must fit on a multiprocessor together: with the registers that
-// leaves to a thread, nothing is spilled.
+// leaves to a thread, nothing is spilled. Sums, sums with the histogram, step.
 constexpr int kThreads = 128;
-constexpr int kSumBlocks = 5, kStepBlocks = 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kSumBlocks = 8, kCountBlocks = 7, kStepBlocks = 3;
+#else
+constexpr int kSumBlocks = 10, kCountBlocks = 7, kStepBlocks = 4;
+#endif
 
 // Bytes of a pack of float32, or of float64: what a thread takes of a column at a time.
-constexpr int kPackBytes = 32;
+constexpr int kSumPackBytes = 16, kStepPackBytes = 32;
 
 // Entries of a chunk, which one block takes at a time.
-constexpr int kChunk = 8192;
+constexpr int kChunk = 32768;
 
 }  // namespace cuda
 }  // namespace weibull
