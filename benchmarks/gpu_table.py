@@ -33,7 +33,7 @@ _NOTE = (
 
 
 def _said(about: Entry) -> list[str]:
-    return [f"{about[key]}" for key in ("left_out", "failed") if about.get(key)]
+    return [f"{about[key]}" for key in ("note", "left_out", "failed") if about.get(key)]
 
 
 def _table(head: str, rows: Iterable[list[str]]) -> str:

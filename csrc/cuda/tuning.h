@@ -9,7 +9,7 @@ namespace cuda {
 // leaves to a thread, nothing is spilled. Sums, sums with the histogram, step.
 constexpr int kThreads = 128;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kSumBlocks = 8, kCountBlocks = 7, kStepBlocks = 3;
+constexpr int kSumBlocks = 7, kCountBlocks = 7, kStepBlocks = 3;
 #else
 constexpr int kSumBlocks = 10, kCountBlocks = 7, kStepBlocks = 4;
 #endif
