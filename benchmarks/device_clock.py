@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import plain_device_read
@@ -16,9 +17,10 @@ from torch import Tensor
 HOLD = 20_000_000
 # Written before a measured call, so that the caches hold nothing of what it reads.
 FLUSHED = 256 << 20
-# Of a read or copy whose bandwidth is taken for all sizes beyond it.
+# Of a copy whose bandwidth is taken for all sizes beyond it.
 SCRATCH = 2 << 30
 SLOW_ROUNDS, TOO_SLOW = 3, 200.0
+READS = 5
 
 Times = dict[str, list[float]]
 
@@ -64,31 +66,30 @@ def clock_of(device: str) -> Callable[[Contender], dict[str, float]]:
     return DeviceClock() if device == "cuda" else stand_in_clock
 
 
+def readers_of(memory: Tensor, device: str) -> dict[str, Contender]:
+    """Ways to read `memory`, uint8, once: torch's reductions, and a plain read with loads of 16 bytes."""
+    words, floats = memory.view(torch.int32), memory.view(torch.float32)
+    readers: dict[str, Contender] = {
+        "torch float sum": floats.sum,
+        "torch float amax": floats.amax,
+        "torch int amax": words.amax,
+    }
+    if device == "cuda" and plain_device_read.available():
+        readers["16-byte loads"] = lambda: plain_device_read.plain_device_read(memory)
+    return readers
+
+
 def fastest_read(memory: Tensor, device: str) -> tuple[str, Contender]:
-    """The name and the call of the fastest way known here to read `memory`, uint8, once.
+    """The name and the call of the fastest way known here to read `memory`, by the medians of whole reads.
 
-    torch's reductions do not reach the bandwidth of every device: a plain read with loads of 16 bytes
-    competes with them. They are compared on the first `SCRATCH` bytes.
+    All of it is read: which of them is the fastest depends on how much there is to read.
     """
-
-    def readers(piece: Tensor) -> dict[str, Contender]:
-        words = piece.view(torch.int32)
-        found: dict[str, Contender] = {
-            "torch float sum": piece.view(torch.float32).sum,
-            "torch float amax": piece.view(torch.float32).amax,
-            "torch int amax": words.amax,
-        }
-        if device == "cuda" and plain_device_read.available():
-            found["16-byte loads"] = lambda: plain_device_read.plain_device_read(piece)
-        return found
-
-    clock, part = clock_of(device), readers(memory[: min(memory.numel(), SCRATCH) // 16 * 16])
-    best = {}
-    for name, reader in part.items():
+    clock, readers = clock_of(device), readers_of(memory, device)
+    for reader in readers.values():
         reader()
-        best[name] = min(clock(reader)["device_ms"] for _ in range(3))
-    name = min(best, key=best.__getitem__)
-    return name, readers(memory)[name]
+    rounds = [{name: clock(reader)["device_ms"] for name, reader in readers.items()} for _ in range(READS)]
+    name = min(readers, key=lambda name: median(times[name] for times in rounds))
+    return name, readers[name]
 
 
 class Copy:
@@ -118,8 +119,9 @@ def timed_rounds(
 ) -> dict[str, dict[str, list[float]]]:
     """Times by contender and clock, one of each to a round; the first round warms up and is not kept.
 
-    Those of `slow` take part in the first `SLOW_ROUNDS` alone, or in one if they take longer than `TOO_SLOW`
-    milliseconds. At least three rounds are made, others only before the `deadline`, of `time.perf_counter`.
+    Those of `slow` have been called before, so that they need no warming up. They take part in the next
+    `SLOW_ROUNDS` alone, or in one if they take longer than `TOO_SLOW` milliseconds. At least three rounds are
+    made, others only before the `deadline`, of `time.perf_counter`.
     """
     clock = clock_of(device)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
@@ -127,10 +129,10 @@ def timed_rounds(
         if turn > 3 and time.perf_counter() > deadline:
             break
         for name, contender in contenders.items():
-            if name in slow and turn > (
-                1 if times[name].get("wall_ms", [0.0])[0] > TOO_SLOW else SLOW_ROUNDS
-            ):
-                continue
+            if name in slow:
+                too_slow = times[name].get("wall_ms", [0.0])[0] > TOO_SLOW
+                if not 1 <= turn <= (1 if too_slow else SLOW_ROUNDS):
+                    continue
             for key, milliseconds in clock(contender).items():
                 if turn:
                     times[name].setdefault(key, []).append(milliseconds)

@@ -210,6 +210,8 @@ def run_sections(sections: list[str], budget: float) -> bool:
     import results
 
     begun, all_passed = time.perf_counter(), True
+    whole = File("cuda", results.FOLDER)
+    whole.begin("run")
     for place, section in enumerate(sections):
         left = budget - (time.perf_counter() - begun)
         wanted = sum(SECONDS[name] for name in sections[place:])
@@ -241,6 +243,8 @@ def run_sections(sections: list[str], budget: float) -> bool:
             )
         print(f"{time.perf_counter() - begun:6.1f} s  {section} {'done' if passed else 'FAILED'}", flush=True)
         all_passed = all_passed and passed
+    seconds = round(time.perf_counter() - begun, 1)
+    whole.keep("run", {"seconds": seconds, "budget": budget, "sections": ", ".join(sections)})
     return all_passed
 
 

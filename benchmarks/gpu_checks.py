@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TOOLS = {
 }
 _FAULTS = 77
 _COMPILERS = 12
+_TESTERS = 8
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|deselected)")
 _AT_OURS = re.compile(r"^=+ +at .*weibull", re.MULTILINE)
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
@@ -62,10 +64,12 @@ def _imports(module: str) -> str:
 
 
 def device_tests(device: str, seconds: float) -> dict[str, Any]:
-    """tests/gpu in one process; for a rehearsal its tests are only collected."""
+    """tests/gpu, shared out where pytest-xdist is installed; for a rehearsal its tests are only collected."""
     # conftest is for the interpreter of Triton.
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "--tb=short", "-rfE", "tests/gpu"]
     command += ["--durations=10", "-p", "no:cacheprovider"] if device == "cuda" else ["--collect-only"]
+    if device == "cuda" and find_spec("xdist"):  # beside which pytest-benchmark would warn of itself
+        command += ["-n", str(_TESTERS), "-p", "no:benchmark"]
     begun = time.perf_counter()
     if device == "cuda":
         _compile_triton()

@@ -194,6 +194,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[dict[str, Entry]], list[str]]]] = {
     "build": ("Build", checks),
     "tests": ("Device tests", checks),
     "sanitizer": ("compute-sanitizer", checks),
+    "run": ("The run", checks),
 }
 
 

@@ -4,8 +4,8 @@
     python3 benchmarks/tune_triton.py --rehearse  # in Triton's interpreter, on a tiny list
 
 Prints a line a candidate, then the candidates of each operation from the fastest on. Writes
-tune-triton.json into $OUT where that is set. Exit codes: 0 done; 1 a result was wrong; 3 there is no
-CUDA device.
+benchmarks/results/tuning-triton-<device>.json, with a copy in $OUT where that is set. Exit codes: 0 done;
+1 a result was wrong; 3 there is no CUDA device.
 
 A candidate runs whatever `weibull_kernels.kernels.triton_tuning` says; what wins is written there by hand.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -320,6 +321,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"no CUDA device here: nothing to tune (exit code {NO_DEVICE})")
         return NO_DEVICE
+    import results
     from workloads import llama_1_4b
 
     compile_all(candidates())
@@ -336,8 +338,10 @@ def main() -> int:
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
+    path = results.FOLDER / results.file_name("tuning-triton", measured["machine"])
+    path.write_text(json.dumps({**measured, "candidates": entries}, indent=1) + "\n")
     if out := os.environ.get("OUT"):
-        Path(out, "tune-triton.json").write_text(json.dumps({**measured, "candidates": entries}, indent=1))
+        shutil.copy(path, out)
     print(f"{measured}; {time.perf_counter() - begun:.1f} s in all")
     return 0
 

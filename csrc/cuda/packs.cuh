@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "../columns.h"
 #include "scalar.h"
 #include "tuning.h"
@@ -71,6 +73,7 @@ struct Raw {
     uint32_t word[8];
 };
 
+// Of an address that is a multiple of the 16 bytes that are loaded at once, or of the 8 or 4 of a small pack.
 template <int kCount, Use kUse>
 __device__ __forceinline__ Raw load_raw(const Memory& from, int entry) {
     const char* at = from.at(entry);
@@ -151,7 +154,7 @@ __device__ __forceinline__ Raw narrowed(const T (&from)[kCount], Dtype dtype) {
     return raw;
 }
 
-// One entry at a time, for what is not aligned or not whole.
+// One entry.
 template <class T, Use kUse>
 __device__ __forceinline__ T load_entry(const Memory& from, int entry) {
     const char* at = from.at(entry);
@@ -173,56 +176,74 @@ __device__ __forceinline__ void store_entry(const Memory& to, int entry, T value
                                                                            : to_float16(float(value))));
 }
 
-// What was fetched of a column: a pack, or one entry.
-template <class T, int kCount>
+// How many neighbours are taken at once, and whether they lie so that they are loaded as a pack.
+template <int kNeighbours, bool kIsAligned>
+struct Taken {
+    static constexpr int kCount = kNeighbours;
+    static constexpr bool kAligned = kIsAligned;
+};
+
+// What was fetched of a column.
+template <class T, class How>
 struct Fetched {
-    Raw raw;
+    typename std::conditional<How::kAligned, Raw, T[How::kCount]>::type held;
     Dtype dtype;
 };
-template <class T>
-struct Fetched<T, 1> {
-    T entry;
-};
 
-template <class T, int kCount, Use kUse>
-__device__ __forceinline__ Fetched<T, kCount> fetch(const Memory& from, int entry) {
-    if constexpr (kCount == 1)
-        return {load_entry<T, kUse>(from, entry)};
-    else
-        return {load_raw<kCount, kUse>(from, entry), from.dtype};
-}
-
-template <class T, int kCount>
-__device__ __forceinline__ void widen(const Fetched<T, kCount>& from, T (&to)[kCount]) {
-    if constexpr (kCount == 1)
-        to[0] = from.entry;
-    else
-        widen(from.raw, from.dtype, to);
-}
-
-// The other way. What memory rounds off goes from the entries too.
-template <class T, int kCount>
-__device__ __forceinline__ void put(const Memory& to, int entry, T (&from)[kCount]) {
-    if constexpr (kCount == 1) {
-        store_entry(to, entry, from[0]);
-        from[0] = load_entry<T, Use::kChange>(to, entry);
+template <class T, class How, Use kUse>
+__device__ __forceinline__ Fetched<T, How> fetch(const Memory& from, int entry) {
+    Fetched<T, How> found;
+    found.dtype = from.dtype;
+    if constexpr (How::kAligned) {
+        found.held = load_raw<How::kCount, kUse>(from, entry);
     } else {
-        const Raw raw = narrowed(from, to.dtype);
-        store_raw<kCount>(to, entry, raw);
-        widen(raw, to.dtype, from);
+#pragma unroll
+        for (int k = 0; k < How::kCount; ++k) found.held[k] = load_entry<T, kUse>(from, entry + k);
+    }
+    return found;
+}
+
+template <class T, class How>
+__device__ __forceinline__ void widen(const Fetched<T, How>& from, T (&to)[How::kCount]) {
+    if constexpr (How::kAligned) {
+        widen(from.held, from.dtype, to);
+    } else {
+#pragma unroll
+        for (int k = 0; k < How::kCount; ++k) to[k] = from.held[k];
     }
 }
 
-// Goes through a thread's part of a chunk: pack by pack, then entry by entry what is not aligned or less
-// than a pack.
-template <int kCount, class Columns, class Pack, class Entry>
-__device__ __forceinline__ void for_each_pack(const Columns& columns, int count, const Pack& pack,
-                                              const Entry& entry) {
-    const int whole = columns.aligned ? count / kCount * kCount : 0;
+// The other way. What memory rounds off goes from the entries too.
+template <class T, class How>
+__device__ __forceinline__ void put(const Memory& to, int entry, T (&from)[How::kCount]) {
+    if constexpr (How::kAligned) {
+        const Raw raw = narrowed(from, to.dtype);
+        store_raw<How::kCount>(to, entry, raw);
+        widen(raw, to.dtype, from);
+    } else {
+#pragma unroll
+        for (int k = 0; k < How::kCount; ++k) {
+            store_entry(to, entry + k, from[k]);
+            from[k] = load_entry<T, Use::kChange>(to, entry + k);
+        }
+    }
+}
+
+// Calls take(how, columns, first entry) for what a thread has of a chunk: packs of kCount, or of kLoose where
+// memory is not aligned, then the entries that are left.
+template <int kCount, int kLoose, class Columns, class Take>
+__device__ __forceinline__ void for_each_pack(const Columns& columns, int count, const Take& take) {
+    const int each = columns.aligned ? kCount : kLoose, whole = count / each * each;
+    if (columns.aligned) {
 #pragma unroll 1
-    for (int i = threadIdx.x * kCount; i < whole; i += kThreads * kCount) pack(columns.in_loop(), i);
+        for (int i = threadIdx.x * kCount; i < whole; i += kThreads * kCount)
+            take(Taken<kCount, true>{}, columns.in_loop(), i);
+    } else {
 #pragma unroll 1
-    for (int i = whole + threadIdx.x; i < count; i += kThreads) entry(columns.in_loop(), i);
+        for (int i = threadIdx.x * kLoose; i < whole; i += kThreads * kLoose)
+            take(Taken<kLoose, false>{}, columns.in_loop(), i);
+    }
+    if (const int i = whole + threadIdx.x; i < count) take(Taken<1, false>{}, columns.in_loop(), i);
 }
 
 }  // namespace cuda

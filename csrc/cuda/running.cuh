@@ -72,11 +72,17 @@ struct Statistics {
         }
         top += kSmallest;
         largest = top > largest ? top : largest;
+        scalar::Logs<T> together;  // first: of equal entries one by one, the roundings would add up
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
-            logs.template add<T>(magnitude(weight[i]), Bits(0));
+            together.template add<T>(magnitude(weight[i]), Bits(0));
             if (kHistogram) bins.count_inside(bin_of(weight[i]));
         }
+        logs.e += together.e;
+        logs.e_sq += together.e_sq;
+        logs.p += together.p;
+        logs.p_sq += together.p_sq;
+        logs.ep += together.ep;
     }
 
 private:

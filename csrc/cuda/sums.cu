@@ -2,71 +2,21 @@
 #include "device.cuh"
 #include "launch.h"
 #include "shares.cuh"
+#include "sum_chunk.cuh"
 
 namespace weibull {
 namespace cuda {
 namespace {
 
-// What is read of a tensor from an entry on: of amsgrad's second moments the largest.
-struct Columns {
-    Memory weight, exp_avg, exp_avg_sq;
-    bool has_moments, aligned;
-
-    __device__ Columns(const Row& row, int64_t begin)
-        : weight(row.weight, row.dtype(kOfWeight), begin),
-          exp_avg(row.exp_avg, row.dtype(kOfExpAvg), begin),
-          exp_avg_sq(row.max_exp_avg_sq ? row.max_exp_avg_sq : row.exp_avg_sq,
-                     row.dtype(row.max_exp_avg_sq ? kOfMaxExpAvgSq : kOfExpAvgSq), begin),
-          has_moments(row.exp_avg != 0),
-          aligned(((row.weight | row.exp_avg | row.exp_avg_sq | row.max_exp_avg_sq) & 15) == 0) {}
-
-    __device__ __forceinline__ Columns in_loop() const {
-        Columns same = *this;
-        for (Memory* column : {&same.weight, &same.exp_avg, &same.exp_avg_sq}) *column = column->in_loop();
-        same.has_moments = hidden(has_moments);
-        return same;
-    }
-};
-
-// The running sums of a thread.
-template <class T, bool kHistogram>
-struct RunningSums {
-    scalar::Squares<double> squares;
-    Statistics<T> statistics;
-
-    // With some neighbours more.
-    template <int kCount>
-    __device__ __forceinline__ void add(const Columns& at, int i, T scaled_eps, const Bins& bins) {
-        T w[kCount], m[kCount], v[kCount];
-        const auto weight = fetch<T, kCount, Use::kRead>(at.weight, i);
-        if (at.has_moments) {
-            const auto exp_avg = fetch<T, kCount, Use::kRead>(at.exp_avg, i),
-                       exp_avg_sq = fetch<T, kCount, Use::kRead>(at.exp_avg_sq, i);
-            widen(exp_avg, m);
-            widen(exp_avg_sq, v);
-        }
-        widen(weight, w);
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-            if (at.has_moments)
-                squares.add(double(w[k]), double(scalar::raw_update(m[k], v[k], scaled_eps)));
-            else
-                squares.add(double(w[k]));
-        }
-        statistics.template add<kHistogram>(w, bins);
-    }
-};
-
 // One chunk of a tensor; `part` is that of the warp.
 template <class T, bool kHistogram>
-__device__ __forceinline__ void sum_chunk(const Columns& columns, int count, T scaled_eps, const Bins& bins,
-                                          Sums* part) {
+__device__ __forceinline__ void sum_chunk(const SumColumns& columns, int count, T scaled_eps,
+                                          const Bins& bins, Sums* part) {
     RunningSums<T, kHistogram> running;
-    constexpr int kPack = kSumPackBytes / sizeof(T);
-    for_each_pack<kPack>(
-        columns, count,
-        [&](const Columns& at, int i) { running.template add<kPack>(at, i, scaled_eps, bins); },
-        [&](const Columns& at, int i) { running.template add<1>(at, i, scaled_eps, bins); });
+    constexpr int kPack = kSumPackBytes / sizeof(T), kLoose = kPack;
+    for_each_pack<kPack, kLoose>(columns, count, [&](auto how, const SumColumns& at, int i) {
+        running.template add<decltype(how)>(at, i, scaled_eps, bins);
+    });
     Sums sums;
     finish(running.squares, running.statistics, sums);
     if (threadIdx.x % kWarp == 0) *part = sums;
@@ -107,7 +57,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1
             scaled_eps = T(scaled_eps_of(measured, row, index));
         },
         [&](const Row& row, int chunk, int64_t begin, int count) {
-            sum_chunk<T, kHistogram>(Columns(row, begin), count, scaled_eps, bins, part_of(partials, chunk));
+            sum_chunk<T, kHistogram>(SumColumns(row, begin), count, scaled_eps, bins,
+                                     part_of(partials, chunk));
         });
     if (kHistogram) flush(window, bins.row);
 }

@@ -1,5 +1,6 @@
 // The sizes of the kernels, chosen by measurement: benchmarks/tune_cuda.py tries others, and
-// benchmarks/results keeps what it found.
+// benchmarks/results/tuning-cuda-nvidia-h200.md keeps what an H200 said of them (those of Triton are in
+// tuning-triton-nvidia-h100-80gb-hbm3.md beside it). For other architectures they are made to fit.
 #pragma once
 
 namespace weibull {
@@ -10,6 +11,8 @@ namespace cuda {
 constexpr int kThreads = 128;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kSumBlocks = 7, kCountBlocks = 7, kStepBlocks = 3;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kSumBlocks = 10, kCountBlocks = 6, kStepBlocks = 4;
 #else
 constexpr int kSumBlocks = 10, kCountBlocks = 7, kStepBlocks = 4;
 #endif
