@@ -17,7 +17,11 @@ Entry = dict[str, Any]
 def markdown(result: dict[str, Any]) -> str:
     """All sections of a result file."""
     versions = ", ".join(f"{name} {result[name]}" for name in ("torch", "triton", "cuda") if result.get(name))
-    parts = [f"# {result['machine']}", f"{versions}, Python {result['python']}, {result['date']}. " + _NOTE]
+    parts = [
+        f"# {result['machine']}",
+        f"{versions}, Python {result['python']}, {result['date']}. " + _NOTE,
+        result.get("note", ""),
+    ]
     for section, (title, generate) in _SECTIONS.items():
         if section in result:
             about = result[section].get("about", {})

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import readme_gpu
+
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 
@@ -81,7 +83,7 @@ def steps_table(results: list[dict[str, Any]]) -> str:
                 _times(to_fused.get("torch foreach")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *readme_gpu.step_rows(results)])
 
 
 def meter_table(results: list[dict[str, Any]]) -> str:
@@ -266,7 +268,7 @@ def spectra_table(results: list[dict[str, Any]]) -> str:
 
 
 def headline(results: list[dict[str, Any]]) -> str:
-    """One sentence of the first machine that has the figures."""
+    """A sentence of the first processor that has the figures, and those of the first GPU."""
     result = next(result for result in results if "threads" in result and "lists" in result)
     entry = result["lists"]["pythia-70m/forces"]
     rivals = entry["rival_to_ours"]
@@ -275,7 +277,7 @@ def headline(results: list[dict[str, Any]]) -> str:
         f"{entry['ms']['ours']['median']:.0f} ms for the {entry['parameters'] / 1e6:.0f} million weights of "
         f"Pythia-70M: **{entry['to_read']['median']:.2f} × a plain read** of the same bytes, where "
         f"torch.compile of the same formulas takes {_times(rivals['torch.compile'])} as long and eager "
-        f"torch {rivals['eager']['median']:.0f} ×."
+        f"torch {rivals['eager']['median']:.0f} ×.\n\n{readme_gpu.headline(results)}"
     )
 
 
@@ -291,7 +293,10 @@ SECTIONS = {
     "recovery-speed": recovery_speed,
     "widths": width_table,
     "transfer": transfer_table,
+    "gpu": readme_gpu.forces,
     "steps": steps_table,
+    "host": readme_gpu.host,
+    "training": readme_gpu.training,
     "meter": meter_table,
     "fits": fits_table,
     "spectra": spectra_table,

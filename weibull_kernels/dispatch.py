@@ -43,7 +43,7 @@ KERNELS = {
 """Named, not imported: Triton takes a while to load and need not be installed."""
 
 # The backends that are meant for a device, the fastest first; `reference` takes their place, with a warning,
-# where none can run. On an H200 `cuda` reads the tensors of a model as fast as `triton`, counts its
+# where none can run. On an H200 `cuda` reads the tensors of a model about as fast as `triton`, counts its
 # histogram three times as fast and takes half the time on the host (benchmarks/results/gpu-nvidia-h200.md).
 _BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 

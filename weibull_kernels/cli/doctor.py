@@ -22,7 +22,7 @@ def doctor() -> None:
 
     from .. import __version__
     from ..dispatch import backends
-    from ..kernels import cpu
+    from ..kernels import cpu, host
     from ..processor import processor_name
 
     def installed(package: str) -> str | None:
@@ -40,6 +40,7 @@ def doctor() -> None:
         ("processor", f"{processor_name()}, {os.cpu_count()} logical cores"),
         ("instruction sets", f"{', '.join(sets)} (the first is used)" if sets else "no compiled extension"),
         ("threads", f"{torch.get_num_threads()}, as torch is set"),
+        ("host path", f"in Python, {reason}" if (reason := host.uncompiled()) else "compiled"),
         *[(f"gpu {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())],
     ]
     lines += [(f"backend {b.name}", str(b).removeprefix(b.name).strip()) for b in backends()]
