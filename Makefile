@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.h csrc/*/*)
-CPP := $(SOURCES) tests/entry_header.cpp
+CPP := $(SOURCES) $(wildcard tests/*.cpp tests/*.h benchmarks/*.cpp benchmarks/*.cu)
 PROGRAMS := weibull_kernels python benchmarks tests setup.py
 
 .PHONY: help demo test check bench recovery width-synthetic width-transfer gpu format clean

@@ -28,6 +28,7 @@ NVCC_FLAGS = (
     "-Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off"
 )
 ARCHITECTURES = ("80", "90", "100")
+LEAST = 80  # whose warps add integers in one instruction
 NAMES = ("weibull_kernels._cpu", "weibull_kernels._tensors", "weibull_kernels._cuda")
 
 
@@ -83,10 +84,10 @@ def code_flags(nvcc):
     known = sorted(re.findall(r"compute_(\d+)", printed_by(nvcc, "--list-gpu-arch")), key=int)
     asked = os.environ.get("WEIBULL_KERNELS_CUDA_ARCH", "")
     found = asked.split(";") if asked else [name for name in ARCHITECTURES if name in known]
-    if not set(found) <= set(known):
+    if not set(found) <= {name for name in known if int(name) >= LEAST}:
         raise ValueError(
-            "WEIBULL_KERNELS_CUDA_ARCH must be compute capabilities as in '80;90;100', each of them one that "
-            f"{nvcc} knows ({', '.join(known)}), got {asked!r}"
+            "WEIBULL_KERNELS_CUDA_ARCH must be compute capabilities as in '80;90;100', each of at least "
+            f"{LEAST} and one that {nvcc} knows ({', '.join(known)}), got {asked!r}"
         )
     codes = [(name, f"sm_{name}") for name in found] + [(found[-1], f"compute_{found[-1]}")]
     return [flag for name, code in codes for flag in ("-gencode", f"arch=compute_{name},code={code}")]

@@ -193,7 +193,9 @@ def run_section(section: str, device: str, seconds: float, folder: Path) -> bool
     try:
         for name, entry in SECTIONS[section](device, seconds):
             file.keep(section, {name: entry})
-            wrong = (name, entry) == ("passed", False) or (isinstance(entry, dict) and entry.get("failed"))
+            wrong = (name, entry) == ("passed", False)
+            if isinstance(entry, dict):  # a list that was left out says why in one line
+                wrong = wrong or bool(entry.get("failed")) or isinstance(entry.get("left_out"), str)
             passed = passed and not wrong
             print(f"{time.perf_counter() - begun:6.1f} s  {section}: {name}", flush=True)
     except Exception as error:  # the other sections go on

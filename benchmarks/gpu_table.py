@@ -32,7 +32,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 _NOTE = (
     "Medians, and quartiles in brackets; the contenders of a list took turns in one process, caches cold. "
-    "Times are the device's own unless they are called the host's."
+    "Times are the device's own unless they are called the host's; the device is held back for 10 ms "
+    "before a call, and the time of a contender whose host takes longer has the host's in it (thousands of "
+    "launches: the wall times in the .json tell both)."
 )
 
 

@@ -28,6 +28,6 @@ extern "C" int plain_read(const void* from, int64_t bytes, void* stream) {
         blocks = processors * each;
     }
     read_all<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const uint4*>(from),
-                                                                        bytes / 16, nullptr);
+                                                                         bytes / 16, nullptr);
     return int(cudaGetLastError());
 }

@@ -11,7 +11,7 @@
 
 namespace weibull {
 
-// How an entry is stored. The numbers are shared with weibull_kernels/kernels/cpu.py and cuda.py.
+// How an entry is stored. The numbers are shared with weibull_kernels/kernels/host.py.
 enum class Dtype : int64_t { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
 
 // One column of memory: a tensor's entries, or nothing (data == nullptr).

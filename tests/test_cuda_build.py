@@ -14,6 +14,9 @@ import pytest
 import triton
 from compilers import find_nvcc, needs_nvcc
 
+from weibull_kernels.kernels import cuda
+from weibull_kernels.kernels.interface import BINS, HYPERPARAMETERS, LEDGER_COLUMNS
+
 ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100")
 # Kernels that go through all entries: loads and stores of 16 bytes in the path of aligned packs, one for each
@@ -288,12 +291,35 @@ def test_it_is_left_out_if_asked(project):
 
 
 @pytest.mark.parametrize("cuda", ["", "1"])
-@pytest.mark.parametrize("architectures", ["90,100", "sm_90", "90;", "12"])
+@pytest.mark.parametrize("architectures", ["90,100", "sm_90", "90;", "12", "75"])
 def test_architectures_that_are_none_are_refused(project, cuda, architectures):
     status, said = project.build(cuda, architectures)
     assert status != 0
     assert "WEIBULL_KERNELS_CUDA_ARCH must be compute capabilities as in '80;90;100'" in said
     assert said.rstrip().endswith(f"got '{architectures}'")
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True), ((10, 3), True), ((12, 0), True)],
+)
+def test_which_gpus_there_is_code_for(capability, runs):
+    assert cuda.has_code_for(*capability) == runs
+
+
+def test_only_later_gpus_compile_from_ptx(monkeypatch):
+    monkeypatch.setattr(cuda._cuda, "ARCHITECTURES", [90])
+    assert [cuda.has_code_for(*one) for one in ((8, 0), (8, 9), (9, 0), (10, 0))] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_it_lays_its_tables_out_as_python_does():
+    found = (cuda._cuda.BINS, cuda._cuda.HYPERPARAMETERS, cuda._cuda.LEDGER_COLUMNS)
+    assert found == (BINS, len(HYPERPARAMETERS), len(LEDGER_COLUMNS))
 
 
 def test_anything_but_0_and_1_is_refused(project):

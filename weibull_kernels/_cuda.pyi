@@ -1,5 +1,7 @@
 """The extension built from csrc/cuda/. Addresses are of memory on the device; a 0 is an absence."""
 
+ARCHITECTURES: list[int]
+RUNTIME_VERSION: int
 BINS: int
 CHUNK: int
 ROW_COLUMNS: int
@@ -8,6 +10,8 @@ LEDGER_COLUMNS: int
 SUM_COLUMNS: int
 SUMS_BYTES: int
 STEP_SUMS_BYTES: int
+
+def driver_version() -> int: ...
 
 _Table = tuple[int, int, int, int, bool, bool]
 """Address, rows, chunks; whether any row is computed in float64, and whether any is in float32."""

@@ -43,8 +43,9 @@ KERNELS = {
 """Named, not imported: Triton takes a while to load and need not be installed."""
 
 # The backends that are meant for a device, the fastest first; `reference` takes their place, with a warning,
-# where none can run. On an H200 `cuda` reads the tensors of a model about as fast as `triton`, counts its
-# histogram three times as fast and takes half the time on the host (benchmarks/results/gpu-nvidia-h200.md).
+# where none can run. On an H200 `cuda` and `triton` read and step the tensors of a model about as fast,
+# `triton` those of a small one faster, but `cuda` counts the histogram in a third of the time
+# (benchmarks/results/gpu-nvidia-h200.md).
 _BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 

@@ -1,6 +1,7 @@
 // What Python sees of the kernels for NVIDIA GPUs. Tensors, tables and results come as addresses on the
 // device: the extension knows nothing of torch, so one build serves every version of it.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 
@@ -37,6 +38,7 @@ Call call_of(const py::tuple& table, int device, int64_t stream, int blocks) {
 void sums(const py::tuple& table, int64_t scaled_eps, int64_t scales, int64_t partials, int64_t sums,
           int64_t histograms, int device, int64_t stream, int blocks) {
     const Call call = call_of(table, device, stream, blocks);
+    const py::gil_scoped_release release;  // a full queue makes a launch wait
     launch_sums(call.launch, call.table, {pointer<const double>(scaled_eps), nullptr}, call.any_wide,
                 call.any_narrow, pointer<Sums>(partials), pointer<const double>(scales),
                 pointer<double>(sums), pointer<unsigned long long>(histograms));
@@ -45,6 +47,7 @@ void sums(const py::tuple& table, int64_t scaled_eps, int64_t scales, int64_t pa
 void forces(const py::tuple& table, int64_t sets, int64_t partials, int64_t ledger, int64_t histograms,
             int device, int64_t stream, int blocks) {
     const Call call = call_of(table, device, stream, blocks);
+    const py::gil_scoped_release release;  // a full queue makes a launch wait
     launch_forces(call.launch, call.table, pointer<const Hyperparameters>(sets), call.any_wide,
                   call.any_narrow, pointer<Sums>(partials), pointer<LedgerRow>(ledger),
                   pointer<unsigned long long>(histograms));
@@ -55,6 +58,7 @@ void adamw(const py::tuple& table, int64_t grads, int64_t sets, int64_t grad_sca
     const Call call = call_of(table, device, stream, blocks);
     const Step step{pointer<const int64_t>(grads), pointer<const Hyperparameters>(sets),
                     pointer<const float>(grad_scale), pointer<const float>(found_inf)};
+    const py::gil_scoped_release release;
     launch_adamw(call.launch, call.table, step, call.any_wide, call.any_narrow, pointer<StepSums>(partials),
                  pointer<LedgerRow>(ledger));
 }
@@ -67,14 +71,18 @@ PYBIND11_MODULE(_cuda, module) {
     using namespace py::literals;
     namespace cuda = weibull::cuda;
     module.doc() = "The kernels of weibull_kernels for NVIDIA GPUs.";
+    module.attr("ARCHITECTURES") = cuda::architectures();
+    module.attr("RUNTIME_VERSION") = cuda::runtime_version();
     module.attr("BINS") = weibull::kBins;
     module.attr("CHUNK") = cuda::kChunk;
     module.attr("ROW_COLUMNS") = sizeof(cuda::Row) / sizeof(int64_t);
     module.attr("HYPERPARAMETERS") = sizeof(weibull::Hyperparameters) / sizeof(double);
     module.attr("LEDGER_COLUMNS") = sizeof(weibull::LedgerRow) / sizeof(double);
     module.attr("SUM_COLUMNS") = cuda::kSumColumns;
-    module.attr("SUMS_BYTES") = cuda::kParts * sizeof(weibull::Sums);
-    module.attr("STEP_SUMS_BYTES") = cuda::kParts * sizeof(weibull::StepSums);
+    module.attr("SUMS_BYTES") = cuda::kWarps * sizeof(weibull::Sums);
+    module.attr("STEP_SUMS_BYTES") = cuda::kWarps * sizeof(weibull::StepSums);
+    module.def("driver_version", &cuda::driver_version,
+               "The version of CUDA that the driver is for, as 13000 for 13.0; 0 where there is none.");
     module.def("sums", &cuda::sums, "table"_a, "scaled_eps"_a, "scales"_a, "partials"_a, "sums"_a,
                "histograms"_a, "device"_a, "stream"_a, "blocks"_a,
                "Sums float64 [P, 8] over tensors and their moments, the updates' times `scales` [P].");

@@ -10,7 +10,6 @@
 namespace weibull {
 namespace cuda {
 
-constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = 0xffffffffu;
 
 // Of the histogram, the octaves 2^-26 ≤ |w| < 2^6 are counted on the chip; the rare entry beyond them

@@ -9,8 +9,6 @@ namespace cuda {
 
 // Partial sums belong to a warp of a chunk, never to a block, so that the number of blocks changes
 // nothing in the result.
-constexpr int kWarps = kThreads / kWarp;
-
 template <class Part>
 __device__ __forceinline__ Part* part_of(Part* partials, int chunk) {
     return partials + int64_t(chunk) * kWarps + threadIdx.x / kWarp;

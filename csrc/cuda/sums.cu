@@ -22,11 +22,11 @@ __device__ __forceinline__ void sum_chunk(const SumColumns& columns, int count, 
     if (threadIdx.x % kWarp == 0) *part = sums;
 }
 
-__device__ __forceinline__ double scaled_eps_of(const Measured& measured, const Row& row, int index) {
-    if (measured.scaled_eps) return measured.scaled_eps[index];
+__device__ __forceinline__ double scaled_eps_of(const UpdateNumbers& numbers, const Row& row, int index) {
+    if (numbers.scaled_eps) return numbers.scaled_eps[index];
     const double step = row.count ? *reinterpret_cast<const float*>(row.count) : 0;
     if (step == 0) return 1;
-    const Hyperparameters& set = measured.sets[row.group];
+    const Hyperparameters& set = numbers.sets[row.group];
     return set.eps * corrections_of(set, step).root;
 }
 
@@ -45,7 +45,7 @@ template <class T, bool kHistogram>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1
                                             : kHistogram   ? kCountBlocks
                                                            : kSumBlocks)
-    sum_chunks(Table table, Measured measured, Sums* partials, unsigned long long* histograms) {
+    sum_chunks(Table table, UpdateNumbers numbers, Sums* partials, unsigned long long* histograms) {
     __shared__ unsigned window[kHistogram ? kWindow : 1];
     Bins bins{window, nullptr};
     T scaled_eps = 0;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1
         [&](const Row& row, int index) {
             if (kHistogram) flush(window, bins.row);
             bins.row = histograms + int64_t(index) * kBins;
-            scaled_eps = T(scaled_eps_of(measured, row, index));
+            scaled_eps = T(scaled_eps_of(numbers, row, index));
         },
         [&](const Row& row, int chunk, int64_t begin, int count) {
             sum_chunk<T, kHistogram>(SumColumns(row, begin), count, scaled_eps, bins,
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kCombining)
     const Sums total = combined(partials, table.rows[blockIdx.x]);
     if (threadIdx.x) return;
     const double scale = scales[blockIdx.x];
-    double* row = sums + blockIdx.x * 8;
+    double* row = sums + int64_t(blockIdx.x) * kSumColumns;
     row[0] = scale * total.weight_update;
     row[1] = scale * scale * total.update_sq;
     row[2] = total.weight_sq;
@@ -91,29 +91,29 @@ __global__ void __launch_bounds__(kCombining)
 }
 
 template <class T, bool kHistogram>
-void launch_chunks(const Launch& launch, const Table& table, const Measured& measured, Sums* partials,
+void launch_chunks(const Launch& launch, const Table& table, const UpdateNumbers& numbers, Sums* partials,
                    unsigned long long* histograms) {
     sum_chunks<T, kHistogram>
-        <<<blocks_of(launch, table), kThreads, 0, launch.stream>>>(table, measured, partials, histograms);
+        <<<blocks_of(launch, table), kThreads, 0, launch.stream>>>(table, numbers, partials, histograms);
     check(cudaGetLastError(), "the sums of the chunks cannot be launched");
 }
 
-void launch_all_chunks(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
+void launch_all_chunks(const Launch& launch, const Table& table, const UpdateNumbers& numbers, bool any_wide,
                        bool any_narrow, Sums* partials, unsigned long long* histograms) {
     const auto launch_float = histograms ? launch_chunks<float, true> : launch_chunks<float, false>;
     const auto launch_double = histograms ? launch_chunks<double, true> : launch_chunks<double, false>;
-    if (any_narrow) launch_float(launch, table, measured, partials, histograms);
-    if (any_wide) launch_double(launch, table, measured, partials, histograms);
+    if (any_narrow) launch_float(launch, table, numbers, partials, histograms);
+    if (any_wide) launch_double(launch, table, numbers, partials, histograms);
 }
 
 }  // namespace
 
-void launch_sums(const Launch& launch, const Table& table, const Measured& measured, bool any_wide,
+void launch_sums(const Launch& launch, const Table& table, const UpdateNumbers& numbers, bool any_wide,
                  bool any_narrow, Sums* partials, const double* scales, double* sums,
                  unsigned long long* histograms) {
     if (table.size == 0) return;
     const OnDevice on(launch.device);
-    launch_all_chunks(launch, table, measured, any_wide, any_narrow, partials, histograms);
+    launch_all_chunks(launch, table, numbers, any_wide, any_narrow, partials, histograms);
     combine_sums<<<unsigned(table.size), kCombining, 0, launch.stream>>>(table, partials, scales, sums);
     check(cudaGetLastError(), "the sums of the tensors cannot be launched");
 }

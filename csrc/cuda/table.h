@@ -36,7 +36,7 @@ struct Table {
     const Row* rows;
     const int32_t* row_of_chunk;
     int size;
-    int chunks;  // of all rows: 2^31 of them are 2^44 entries
+    int chunks;  // of all rows: 2^31 of them are 2^46 entries
 };
 
 }  // namespace cuda

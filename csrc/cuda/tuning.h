@@ -8,7 +8,7 @@ namespace cuda {
 
 // Threads of a block, and blocks that must fit on a multiprocessor together: with the registers that
 // leaves to a thread, nothing is spilled. Sums, sums with the histogram, step.
-constexpr int kThreads = 128;
+constexpr int kThreads = 128, kWarp = 32, kWarps = kThreads / kWarp;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kSumBlocks = 7, kCountBlocks = 7, kStepBlocks = 3;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "python"))
-from device import DTYPES, STEP_DTYPES
+from device import DTYPES, STEP_DTYPES, unaligned
 from oracle import make_step
 
 from weibull_kernels.dispatch import find_kernel
@@ -32,18 +32,27 @@ def sent(value, device):
     return [sent(one, device) for one in value] if isinstance(value, list) else value
 
 
-def about_to_step(device, weight, grad, exp_avg, exp_avg_sq, amsgrad):
+def about_to_step(device, weight, grad, exp_avg, exp_avg_sq, amsgrad, aligned=True):
     """Tensors of every size, and their step."""
     w, g, m = column(weight, 0.02), column(grad, 0.001), column(exp_avg, 0.01)
     v, largest = ([t.abs() for t in column(exp_avg_sq, 1e-3, 2e-3)] for _ in range(2))
     tensors, step = make_step(*zip(w, g, m, v, *([largest] if amsgrad else []), strict=True))
     there = {name: sent(one, device) for name, one in vars(tensors).items() if name != "prepared"}
-    return SteppedTensors(**there), Step(**{name: sent(one, device) for name, one in vars(step).items()})
+    now = {name: sent(one, device) for name, one in vars(step).items()}
+    if not aligned:
+        for column_of in ("weights", "exp_avgs", "exp_avg_sqs"):
+            there[column_of] = list(map(unaligned, there[column_of]))
+        now["grads"] = list(map(unaligned, now["grads"]))
+    return SteppedTensors(**there), Step(**now)
 
 
 def measure(backend, device, dtypes):
     """Sums with and without moments, and forces, with and without the histogram."""
-    tensors, step = about_to_step(device, dtypes[0], *dtypes, amsgrad=False)
+    for aligned in (True, False):
+        measure_once(backend, device, *about_to_step(device, dtypes[0], *dtypes, aligned, aligned))
+
+
+def measure_once(backend, device, tensors, step):
     ones, nothing = torch.ones(len(SIZES), dtype=torch.float64).to(device), [None] * len(SIZES)
     all_rows = (
         Rows(tensors.weights, tensors.exp_avgs, tensors.exp_avg_sqs, ones, ones, ones),
@@ -56,11 +65,15 @@ def measure(backend, device, dtypes):
 
 
 def step(backend, device, dtypes):
-    """Steps with and without amsgrad and ledger."""
+    """Steps with and without amsgrad, aligned memory, ledger and a gradient scaler."""
+    number = torch.ones((), device=device)
     for amsgrad in (False, True):
-        tensors, now = about_to_step(device, *dtypes, amsgrad=amsgrad)
-        find_kernel("adamw", backend, device)(tensors, now)
-        find_kernel("adamw", backend, device)(tensors, Step(now.grads, now.hyperparameters))
+        for aligned in (True, False):
+            tensors, now = about_to_step(device, *dtypes, amsgrad=amsgrad, aligned=aligned)
+            kernel = find_kernel("adamw", backend, device)
+            kernel(tensors, now)
+            kernel(tensors, Step(now.grads, now.hyperparameters))
+            kernel(tensors, Step(now.grads, now.hyperparameters, now.ledger, 2 * number, 0 * number))
 
 
 class TooLong:

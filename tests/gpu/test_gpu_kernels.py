@@ -41,8 +41,8 @@ GROUPS = (
     {"lr": 0.003, "decay_factor": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4},
     {"lr": 0.02, "float32_corrections": 1.0},
 )
-# Fewer than one a multiprocessor, an odd number, and far more than run at a time.
-GRIDS = (1, 7, 132, 5000)
+# Blocks that share 84 chunks or more: alone, unevenly, all but one with a chunk of its own. 0 is one a chunk.
+GRIDS = (1, 7, 50, 83)
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_dtypes = pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)

@@ -78,7 +78,7 @@ class SteppedTensors:
 class Step:
     """What is new in every step: P gradients, and numbers that are on the device of the tensors.
 
-    `hyperparameters` is float64 [G, 6] and `ledger` float64 [L, 14], or None where nothing is
+    `hyperparameters` is float64 [G, 7] and `ledger` float64 [L, 14], or None where nothing is
     booked. A gradient scaler's `grad_scale` divides the gradients, and where its `found_inf` is not
     0 nothing happens; both are float32 with one entry, or None.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
-from .memory import SentNumbers, flat_columns, flat_to_read, flat_to_step
+from .memory import SentNumbers, current_stream, flat_columns, flat_to_read, flat_to_step
 from .triton_tables import (
     Tables,
     measured,
@@ -59,7 +59,9 @@ def sums(rows: Rows, *, with_histogram: bool = False) -> Sums:
     device = rows.eps.device
     with _current(device):
         flat = flat_columns(rows)  # holds copies alive until the launches are queued
-        tables = tables_to_sum(_pass(with_histogram), tuple(measured(*columns) for columns in flat), device)
+        stream = current_stream(device) if device.type == "cuda" else None
+        places = tuple(measured(*columns) for columns in flat)
+        tables = tables_to_sum(_pass(with_histogram), places, device, stream)
         numbers = None, rows.bias_correction2, rows.eps
         partials, histogram = _sum_chunks(tables, numbers, with_histogram)
         totals = torch.empty(len(tables), _COLUMNS, dtype=torch.float64, device=device)

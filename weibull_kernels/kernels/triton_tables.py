@@ -92,8 +92,10 @@ def measured(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) 
 
 
 @functools.lru_cache(maxsize=8)
-def tables_to_sum(operation: str, rows: tuple[Measured, ...], device: torch.device) -> Tables:
-    """The tables of `sums`, made and sent once for as long as tensors stay where they are."""
+def tables_to_sum(
+    operation: str, rows: tuple[Measured, ...], device: torch.device, stream: int | None
+) -> Tables:
+    """The tables of `sums` for a stream, made and sent once for as long as tensors stay where they are."""
     places: list[Place] = [((*row[:3], 0, 0), row[3], i, i) for i, row in enumerate(rows)]
     return tables_of(operation, places, [row[4] for row in rows], device)
 
