@@ -191,7 +191,15 @@ def language(seed=1, dtype=torch.float32, **options) -> Language:
     return Language(VOCABULARY, **options).to(dtype)
 
 
-GROUP = {"lr": 0.01, "decay_factor": 0.999, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "sign": 1.0, "float32_corrections": 0.0}
+GROUP = {
+    "lr": 0.01,
+    "decay_factor": 0.999,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "eps": 1e-8,
+    "sign": 1.0,
+    "float32_corrections": 0.0,
+}
 
 
 def make_step(

@@ -12,9 +12,10 @@ import torch
 from oracle import set_gradients
 
 import weibull_kernels as wk
-from weibull_kernels import adamw, device_tables, forces_plan, ledger_rows, plan
+from weibull_kernels import adamw, device_tables, forces_plan, ledger_rows, plan, statistics
 from weibull_kernels.forces_plan import ForcesPlan
 from weibull_kernels.kernels import host, memory
+from weibull_kernels.kernels.interface import SteppedTensors
 from weibull_kernels.meter import hooks
 
 
@@ -230,7 +231,7 @@ def capturing(monkeypatch):
     """Switches it on."""
 
     def on():
-        for module in (adamw, device_tables, forces_plan, hooks, ledger_rows, memory, plan):
+        for module in (adamw, device_tables, forces_plan, hooks, ledger_rows, memory, plan, statistics):
             monkeypatch.setattr(module, "capturing", lambda device: True)
 
     return on
@@ -270,6 +271,52 @@ def test_sums_over_shards_are_not_captured(capturing):
     capturing()
     with pytest.raises(RuntimeError, match="cannot be captured into a CUDA graph"):
         ledger_rows.rows_over_shards([], torch.zeros(0, 14), None)
+
+
+def test_what_would_be_copied_at_every_call_is_not_captured(capturing):
+    with_gaps, plain = torch.randn(6, 8)[:, ::2], torch.randn(6, 4)
+    tensors = SteppedTensors([with_gaps], [plain], [plain], [None], [torch.ones(())], [0], [0])
+    capturing()
+    with pytest.raises(RuntimeError, match=r"shape \(6, 4\) has gaps in memory.*make .* \.contiguous\(\)"):
+        memory.flat_to_read(tensors)
+    with (
+        pytest.raises(RuntimeError, match="has gaps in memory"),
+        memory.flat_to_step(tensors, [plain], unscales=False),
+    ):
+        pass
+
+
+def test_statistics_of_weights_are_not_captured(capturing):
+    optimizer = stepped(wk.AdamW, capturable=True)
+    capturing()
+    with pytest.raises(RuntimeError, match="read them outside of it"):
+        wk.weight_statistics({"w": first(optimizer)})
+    with pytest.raises(RuntimeError, match="nor can a ledger's histogram"):
+        optimizer.ledger.peek(histogram=True)
+
+
+@pytest.mark.parametrize("kind", [wk.AdamW, torch.optim.AdamW])
+def test_a_rate_of_0_in_place_of_a_tensor_is_0(kind):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = kind([weight], lr=torch.tensor(0.1), weight_decay=0.0)
+    for rate in (torch.tensor(0.1), 0.0):
+        optimizer.param_groups[0]["lr"] = rate
+        before = weight.detach().clone()
+        optimizer.step()
+        budget = wk.forces(optimizer)
+    assert torch.equal(weight, before)
+    assert budget.alignment.item() == 0
+
+
+def test_a_ledger_that_is_loaded_stays_where_graphs_write_it():
+    optimizer = stepped(wk.AdamW)
+    saved = optimizer.ledger.state_dict()
+    table = optimizer._tables.on(torch.device("cpu"))
+    optimizer.step()
+    optimizer.ledger.load_state_dict(saved)
+    assert optimizer._tables.on(torch.device("cpu")) is table
+    assert torch.equal(optimizer.ledger.state_dict()["rows"], saved["rows"])
 
 
 def test_a_meter_says_once_that_it_does_not_record_what_is_captured(capturing, caplog):

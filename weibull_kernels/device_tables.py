@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .kernels.host import read_numbers
 from .kernels.interface import HYPERPARAMETERS
-from .kernels.memory import SentNumbers, capturing, index_on, prepare_for_graphs, sent
+from .kernels.memory import SentNumbers, capturing, current_stream, index_on, prepare_for_graphs, sent
 
 _STREAMS = 4
 
@@ -54,7 +55,8 @@ class DeviceTables:
         """`HYPERPARAMETERS` [G, 7]; numbers are sent when they have changed, tensors copied on the device."""
         if self._numbers is not None and self._numbers[0] is numbers and not capturing(self._device):
             return self._numbers[1]
-        known = [0.0 if isinstance(number, Tensor) else number for number in numbers]
+        # NaN for tensors, whose cells are written below: no number that comes later is taken for theirs.
+        known = [math.nan if isinstance(number, Tensor) else number for number in numbers]
         moved = [(i, number) for i, number in enumerate(numbers) if isinstance(number, Tensor)]
         if moved and capturing(self._device) and any(number.device.type == "cpu" for _, number in moved):
             raise RuntimeError(
@@ -108,7 +110,7 @@ class ByStream:
             keep_for_graphs(optimizer, tables)
             return tables
         else:
-            stream = torch.cuda.current_stream(self.device).cuda_stream
+            stream = current_stream(self.device)
             prepare_for_graphs()
         found = self._by_stream.pop(stream, None)
         if found is None:
@@ -126,8 +128,9 @@ def picker(places: Sequence[int], total: int) -> Callable[[list[Any]], list[Any]
     return lambda column: [column[place] for place in places]
 
 
-def used(tensors: list[Any], flags: Sequence[bool]) -> list[Any]:
-    """Those whose flag is set, None in place of the others."""
+def user(flags: Sequence[bool]) -> Callable[[list[Any]], list[Any]]:
+    """A function that puts None in place of the entries whose flag is not set."""
     if not any(flags):
-        return [None] * len(flags)
-    return [tensor if flag else None for tensor, flag in zip(tensors, flags, strict=True)]
+        nothing = [None] * len(flags)
+        return lambda column: nothing
+    return lambda column: [entry if flag else None for entry, flag in zip(column, flags, strict=True)]

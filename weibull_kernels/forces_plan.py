@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .device_tables import ByStream, DeviceTables, picker, used
+from .device_tables import ByStream, DeviceTables, picker, user
 from .hyperparameters import Kinds, Numbers, PresentNumbers
 from .kernels.host import Facts, Found, walk
 from .kernels.interface import SteppedTensors
@@ -116,7 +116,7 @@ class _Batch:
         self._places = [row.place for row in rows]
         self._pick = picker(self._places, total)
         self.kinds = Kinds(device, [(row.group, row.weight.dtype, row.count is not None) for row in rows])
-        self._amsgrad = [row.amsgrad for row in rows]
+        self._used = user([row.amsgrad for row in rows])
         self._sharded = any(is_sharded(row.weight) for row in rows)
         # Counts that lie on the device are read there; others are sent, 0 for what has no state.
         self._elsewhere = [i for i, row in enumerate(rows) if not _lies_on(device, row.count)]
@@ -128,7 +128,7 @@ class _Batch:
         tables = self._tables.now(optimizer)
         columns = [self._pick(column) for column in _columns(found)]
         weights, exp_avgs, exp_avg_sqs, largest, counts = columns
-        largest = used(largest, self._amsgrad)
+        largest = self._used(largest)
         if self._elsewhere:
             counts = self._with_counts_sent(counts, tables)
         here = [weights, exp_avgs, exp_avg_sqs, largest, counts]

@@ -196,7 +196,11 @@ class Tables:
         homes = [parameter.device for parameter in parameters]
         tables = {}
         for device in dict.fromkeys(homes):
-            table = tables[device] = _zeros(len(parameters), device)
+            # The one that is there stays where it is: CUDA graphs may write into it.
+            table = self._by_device.get(device)
+            if table is None or len(table) != len(parameters):
+                table = _zeros(len(parameters), device)
+            tables[device] = table
             here = [place for place, home in enumerate(homes) if home == device]
             table[index_on(here, device)] = rows[index_on(here, rows.device)].to(device, torch.float64)
         self._take(parameters, homes, tables)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .device_tables import ByStream, keep_for_graphs, picker, used
+from .device_tables import ByStream, keep_for_graphs, picker, user
 from .hyperparameters import Kinds, PresentNumbers
 from .kernels.host import Facts, Found, walk
 from .kernels.interface import Step, SteppedTensors
@@ -139,13 +139,13 @@ class _Batch:
         self.kinds = Kinds(device, [(row.group, row.weight.dtype, True) for row in rows])
         self.tables = ByStream(device, [row.weight.numel() for row in rows])
         self._pick = picker(self.places, total)
-        self._amsgrad = [row.amsgrad for row in rows]
+        self._used = user([row.amsgrad for row in rows])
 
     def columns(self, found: Found) -> tuple[list[Any], ...]:
         """Weights, gradients, moments and counts."""
         columns: list[list[Any]] = [found.parameters, found.gradients, *found.states]
         weights, grads, exp_avgs, exp_avg_sqs, largest, counts = map(self._pick, columns)
-        return weights, grads, exp_avgs, exp_avg_sqs, used(largest, self._amsgrad), counts
+        return weights, grads, exp_avgs, exp_avg_sqs, self._used(largest), counts
 
 
 def _columns(found: Found) -> list[list[Any]]:

@@ -15,7 +15,7 @@ from .checkpoints import open_checkpoint
 from .columns import Columns, picked
 from .dispatch import find_kernel
 from .kernels.interface import Rows, Sums
-from .kernels.memory import numel_on
+from .kernels.memory import capturing, numel_on
 from .optimizers import names_in
 from .roles import in_order, matching_rows, roles_of
 from .shards import local_of, sums_over_shards
@@ -365,6 +365,11 @@ def _measured(batch: list[tuple[str, Tensor]], histogram: bool, backend: str | N
         by_device.setdefault(tensor.device, []).append(i)
     parts = []
     for device, index in by_device.items():
+        if capturing(device):
+            raise RuntimeError(
+                "statistics of weights cannot be captured into a CUDA graph, nor can a ledger's histogram; "
+                "read them outside of it, or take those of wk.forces(), which can"
+            )
         nothing = [None] * len(index)
         ones = torch.ones(len(index), dtype=torch.float64, device=device)
         weights = [batch[i][1] for i in index]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .host import DTYPES, write_addresses
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
-from .memory import SentNumbers, flat_columns, flat_to_read, flat_to_step, sent
+from .memory import SentNumbers, current_stream, flat_columns, flat_to_read, flat_to_step, sent
 
 try:
     from weibull_kernels import _cuda
@@ -39,7 +39,27 @@ def unavailable() -> str | None:
         return "it is for NVIDIA GPUs, and this torch is for AMD's; use backend='triton'"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
+    if _cuda.driver_version() // 1000 < _cuda.RUNTIME_VERSION // 1000:
+        return (
+            f"it was compiled with CUDA {_cuda.RUNTIME_VERSION / 1000:.1f}, and the driver is for "
+            f"{_cuda.driver_version() / 1000:.1f}; install a newer driver, or compile with an older toolkit"
+        )
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not has_code_for(major, minor):
+            held = ", ".join(f"{one / 10:.1f}" for one in _cuda.ARCHITECTURES)
+            return (
+                f"it was compiled for compute capabilities {held}, and GPU {index} has {major}.{minor}; name "
+                "that in WEIBULL_KERNELS_CUDA_ARCH when it is compiled (8.0 is the least), or use "
+                "backend='triton'"
+            )
     return None
+
+
+def has_code_for(major: int, minor: int) -> bool:
+    """Whether a GPU of this compute capability runs what was compiled: of its kind, or a later one by PTX."""
+    asked, held = 10 * major + minor, _cuda.ARCHITECTURES
+    return asked >= held[-1] or any(one // 10 == major and one <= asked for one in held)
 
 
 class Table(NamedTuple):
@@ -56,10 +76,10 @@ class Table(NamedTuple):
 
 
 def sums(rows: Rows, *, with_histogram: bool = False, blocks: int = 0) -> Sums:
-    """Every sum of `interface.Sums`, in one pass shared by `blocks` blocks (0: as many as fit at once)."""
+    """Every sum of `interface.Sums`, in one pass shared by `blocks` blocks (0: one for each chunk)."""
     device = rows.eps.device
     flat = flat_columns(rows)  # holds copies alive until the launches are queued
-    table = _table_of_sums(tuple(_cells(*columns) for columns in flat), device)
+    table = _table_of_sums(tuple(_cells(*columns) for columns in flat), device, current_stream(device))
     root = rows.bias_correction2.sqrt()
     scaled_eps, scales = rows.eps * root, root / rows.bias_correction1
     totals = torch.empty(len(flat), _cuda.SUM_COLUMNS, dtype=torch.float64, device=device)
@@ -127,7 +147,7 @@ def adamw(tensors: SteppedTensors, step: Step, *, blocks: int = 0) -> None:
 def _place(device: torch.device) -> tuple[int, int]:
     """The number of a device, and its current stream."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    return index, torch._C._cuda_getCurrentRawStream(index)
+    return index, current_stream(device)
 
 
 def _counts(rows: int, device: torch.device) -> Tensor:
@@ -160,8 +180,8 @@ def _cells(weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None) ->
 
 
 @functools.lru_cache(maxsize=8)
-def _table_of_sums(cells: tuple[_Cells, ...], device: torch.device) -> Table:
-    """The table of these tensors, made and sent once for as long as they stay where they are."""
+def _table_of_sums(cells: tuple[_Cells, ...], device: torch.device, stream: int | None) -> Table:
+    """The table of these tensors for a stream, made and sent once for as long as they stay where they are."""
     return _table(cells, device)
 
 

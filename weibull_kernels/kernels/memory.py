@@ -105,6 +105,12 @@ def _rows_out_of_order(tensors: SteppedTensors) -> list[int]:
         tensors.prepared["out of order"] = [row for row, holds in enumerate(in_order) if not holds]
         tensors.prepared["contiguous"] = all(map(Tensor.is_contiguous, tensors.weights))
     rows: list[int] = tensors.prepared["out of order"]
+    if rows and capturing(tensors.weights[rows[0]].device):
+        raise RuntimeError(
+            f"a weight of shape {tuple(tensors.weights[rows[0]].shape)} has gaps in memory, or moments in "
+            "another order than its own, and would be copied at every call, which a CUDA graph cannot "
+            "repeat; make weight and moments .contiguous() before capturing"
+        )
     return rows
 
 
@@ -128,6 +134,13 @@ def _grads_out_of_order(tensors: SteppedTensors, grads: Sequence[Tensor]) -> lis
 def capturing(device: torch.device) -> bool:
     """Whether what is asked of a device now goes into a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def current_stream(device: torch.device) -> int:
+    """The address of a GPU's current stream, without the object that `torch.cuda.current_stream` makes."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    stream: int = torch._C._cuda_getCurrentRawStream(index)
+    return stream
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:
@@ -161,7 +174,7 @@ class SentNumbers:
         """The numbers on the device, in an array of the same dtype and shape; the array is free again."""
         if capturing(self.device):
             return _FOR_GRAPHS.keep(torch.from_numpy(numbers)).to(self.device, non_blocking=True)
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
+        stream = current_stream(self.device) if self.device.type == "cuda" else None
         if self._sent is not None and self._sent[0] == stream and _equal(self._sent[1], numbers):
             return self._sent[2]
         # Two copies: on a CPU the table is the very memory, and callers may write into it.
