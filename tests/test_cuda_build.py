@@ -132,7 +132,7 @@ def test_nothing_is_spilled(library, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_as_many_blocks_fit_as_the_launch_counts_on(library, target):
+def test_as_many_blocks_fit_as_tuning_h_says(library, target):
     for name, kernel in library.kernels[target].items():
         blocks, threads = blocks_of(target, name), library.threads[name]
         registers = -(-kernel.usage["REG"] // 8) * 8  # given out eight at a time

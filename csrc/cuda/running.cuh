@@ -48,6 +48,7 @@ struct Statistics {
     using F = scalar::Format<T>;
 
     scalar::Logs<T> logs;
+    T lost_ep = 0;  // what roundings took from logs.ep, the largest of the sums that are not whole
     Unsigned largest = 0;
     int zero_count = 0, non_finite_count = 0;
 
@@ -77,11 +78,7 @@ struct Statistics {
             together.template add<T>(magnitude(weight[i]), Bits(0));
             if (kHistogram) bins.count_inside(bin_of(weight[i]));
         }
-        logs.e += together.e;
-        logs.e_sq += together.e_sq;
-        logs.p += together.p;
-        logs.p_sq += together.p_sq;
-        logs.ep += together.ep;
+        add_logs(together);
     }
 
 private:
@@ -95,6 +92,16 @@ private:
         return scalar::bit_cast<Bits>(weight) & F::kMagnitude;
     }
 
+    __device__ __forceinline__ void add_logs(const scalar::Logs<T>& part) {
+        logs.e += part.e;
+        logs.e_sq += part.e_sq;
+        logs.p += part.p;
+        logs.p_sq += part.p_sq;
+        const T ep = logs.ep + part.ep;
+        lost_ep += part.ep - (ep - logs.ep);
+        logs.ep = ep;
+    }
+
     // A subnormal is its bits, read as an integer, times 2^-149 (2^-1074).
     template <bool kHistogram>
     __device__ __forceinline__ void add_any(T weight, const Bins& bins) {
@@ -105,8 +112,10 @@ private:
         non_finite_count += !is_finite;
         if (is_zero || !is_finite) return;
         if (Unsigned(bits) > largest) largest = Unsigned(bits);
-        logs.template add<T>(is_subnormal ? scalar::bit_cast<Bits>(T(bits)) : bits,
-                             is_subnormal ? Bits(F::kSubnormalExponent) : Bits(0));
+        scalar::Logs<T> alone;
+        alone.template add<T>(is_subnormal ? scalar::bit_cast<Bits>(T(bits)) : bits,
+                              is_subnormal ? Bits(F::kSubnormalExponent) : Bits(0));
+        add_logs(alone);
         if (kHistogram) bins.count(bin_of(weight));
     }
 };
@@ -137,6 +146,7 @@ __device__ __forceinline__ void finish(const scalar::Squares<double>& squares, c
     sums.weight_sq = over_warp(squares.weight_sq);
     scalar::Logs<double> logs;
     logs.add(of_lane.logs);
+    logs.ep += of_lane.lost_ep;
     sums.log_sum = over_warp(scalar::log_sum(logs));
     sums.log_sq_sum = over_warp(scalar::log_sq_sum(logs));
     sums.max_abs = double(scalar::bit_cast<T>(largest_of_warp(of_lane.largest)));
