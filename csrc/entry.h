@@ -32,8 +32,8 @@ WK_INLINE X step_weight(const Numbers& n, const X& w, const X& u) {
     return multiply_add(negated(n.rate), u, n.decayed(w));
 }
 
-// ln(1+r) for r in [−0.25, 0.5), to 3.7e-8 (7e-8 in float32) and exactly 0 at 0: the polynomial of degree 8 through
-// the origin with the smallest largest error on that interval.
+// ln(1+r) for r in [−0.25, 0.5), to 3.7e-8 (7e-8 in float32) and exactly 0 at 0: the polynomial of degree 8
+// through the origin with the smallest largest error on that interval.
 template <class X>
 WK_INLINE X log1p_polynomial(const X& r) {
     X p = X(-6.299255052e-02f);
