@@ -42,15 +42,7 @@ Sums sums_of(const Row& row, double scaled_eps, unsigned long long* histogram) {
     const Bins bins{window.data(), histogram};
     Sums total;
     for_each_thread(row, [&](int64_t begin, int count) {
-        RunningSums<T, kHistogram> running;
-        constexpr int kPack = kSumPackBytes / sizeof(T), kLoose = kPack;
-        for_each_pack<kPack, kLoose>(SumColumns(row, begin), count,
-                                     [&](auto how, const SumColumns& at, int i) {
-                                         running.template add<decltype(how)>(at, i, T(scaled_eps), bins);
-                                     });
-        Sums sums;
-        finish(running.squares, running.statistics, sums);
-        total.add(sums);
+        total.add(sum_chunk<T, kHistogram>(SumColumns(row, begin), count, T(scaled_eps), bins));
     });
     for (int i = 0; histogram && i < kWindow; ++i) histogram[kFirstBin + i] += window[i];
     return total;
@@ -70,16 +62,8 @@ StepSums stepped(const Row& row, int64_t grad, const Hyperparameters& set, const
     const Numbers<T> numbers(set, next_count(row), grad_scale);
     StepSums total;
     for_each_thread(row, [&](int64_t begin, int count) {
-        RunningStep<T, kBooks> running;
-        constexpr int kPack = kStepPackBytes / sizeof(T), kLoose = 2;
-        for_each_pack<kPack, kLoose>(
-            StepColumns(row, grad, begin), count, [&](auto how, const StepColumns& at, int i) {
-                running.template step<decltype(how)>(at, i, numbers, grad_scale != nullptr);
-            });
-        StepSums sums;
-        finish(running.squares, running.statistics, sums);
-        sums.change = running.change;
-        total.add(sums);
+        total.add(
+            step_chunk<T, kBooks>(StepColumns(row, grad, begin), count, numbers, grad_scale != nullptr));
     });
     return total;
 }

@@ -8,23 +8,6 @@ namespace weibull {
 namespace cuda {
 namespace {
 
-// One chunk of a tensor stepped; `part` is that of the warp.
-template <class T, bool kBooks>
-__device__ __forceinline__ void step_chunk(const StepColumns& columns, int count, const Numbers<T>& n,
-                                           bool unscales, StepSums* part) {
-    RunningStep<T, kBooks> running;
-    constexpr int kPack = kStepPackBytes / sizeof(T), kLoose = 2;  // larger ones would spill
-    for_each_pack<kPack, kLoose>(columns, count, [&](auto how, const StepColumns& at, int i) {
-        running.template step<decltype(how)>(at, i, n, hidden(unscales));
-    });
-    if constexpr (kBooks) {
-        StepSums sums;
-        finish(running.squares, running.statistics, sums);
-        sums.change = over_warp(running.change);
-        if (threadIdx.x % kWarp == 0) *part = sums;
-    }
-}
-
 // All chunks of the rows whose arithmetic is T.
 template <class T, bool kBooks>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kStepBlocks : 1)
@@ -38,8 +21,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kStepBlocks : 1)
         },
         [&](const Row& row, int chunk, int64_t begin, int count) {
             const int64_t grad = step.grads[table.row_of_chunk[chunk]];
-            step_chunk<T, kBooks>(StepColumns(row, grad, begin), count, numbers, step.grad_scale != nullptr,
-                                  part_of(partials, chunk));
+            const StepSums sums = step_chunk<T, kBooks>(StepColumns(row, grad, begin), count, numbers,
+                                                        step.grad_scale != nullptr);
+            if (kBooks && threadIdx.x % kWarp == 0) *part_of(partials, chunk) = sums;
         });
 }
 

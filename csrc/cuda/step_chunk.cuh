@@ -143,5 +143,22 @@ private:
     }
 };
 
+// One chunk of a tensor stepped; the sums are those of the warp, where it books.
+template <class T, bool kBooks>
+__device__ __forceinline__ StepSums step_chunk(const StepColumns& columns, int count, const Numbers<T>& n,
+                                               bool unscales) {
+    RunningStep<T, kBooks> running;
+    constexpr int kPack = kStepPackBytes / sizeof(T), kLoose = 2;  // larger ones would spill
+    for_each_pack<kPack, kLoose>(columns, count, [&](auto how, const StepColumns& at, int i) {
+        running.template step<decltype(how)>(at, i, n, hidden(unscales));
+    });
+    StepSums sums;
+    if constexpr (kBooks) {
+        finish(running.squares, running.statistics, sums);
+        sums.change = over_warp(running.change);
+    }
+    return sums;
+}
+
 }  // namespace cuda
 }  // namespace weibull

@@ -57,5 +57,19 @@ struct RunningSums {
     }
 };
 
+// One chunk of a tensor; the sums are those of the warp.
+template <class T, bool kHistogram>
+__device__ __forceinline__ Sums sum_chunk(const SumColumns& columns, int count, T scaled_eps,
+                                          const Bins& bins) {
+    RunningSums<T, kHistogram> running;
+    constexpr int kPack = kSumPackBytes / sizeof(T), kLoose = kPack;
+    for_each_pack<kPack, kLoose>(columns, count, [&](auto how, const SumColumns& at, int i) {
+        running.template add<decltype(how)>(at, i, scaled_eps, bins);
+    });
+    Sums sums;
+    finish(running.squares, running.statistics, sums);
+    return sums;
+}
+
 }  // namespace cuda
 }  // namespace weibull

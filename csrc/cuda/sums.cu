@@ -8,20 +8,6 @@ namespace weibull {
 namespace cuda {
 namespace {
 
-// One chunk of a tensor; `part` is that of the warp.
-template <class T, bool kHistogram>
-__device__ __forceinline__ void sum_chunk(const SumColumns& columns, int count, T scaled_eps,
-                                          const Bins& bins, Sums* part) {
-    RunningSums<T, kHistogram> running;
-    constexpr int kPack = kSumPackBytes / sizeof(T), kLoose = kPack;
-    for_each_pack<kPack, kLoose>(columns, count, [&](auto how, const SumColumns& at, int i) {
-        running.template add<decltype(how)>(at, i, scaled_eps, bins);
-    });
-    Sums sums;
-    finish(running.squares, running.statistics, sums);
-    if (threadIdx.x % kWarp == 0) *part = sums;
-}
-
 __device__ __forceinline__ double scaled_eps_of(const UpdateNumbers& numbers, const Row& row, int index) {
     if (numbers.scaled_eps) return numbers.scaled_eps[index];
     const double step = row.count ? *reinterpret_cast<const float*>(row.count) : 0;
@@ -57,8 +43,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1
             scaled_eps = T(scaled_eps_of(numbers, row, index));
         },
         [&](const Row& row, int chunk, int64_t begin, int count) {
-            sum_chunk<T, kHistogram>(SumColumns(row, begin), count, scaled_eps, bins,
-                                     part_of(partials, chunk));
+            const Sums sums = sum_chunk<T, kHistogram>(SumColumns(row, begin), count, scaled_eps, bins);
+            if (threadIdx.x % kWarp == 0) *part_of(partials, chunk) = sums;
         });
     if (kHistogram) flush(window, bins.row);
 }

@@ -39,6 +39,12 @@ def unavailable() -> str | None:
         return "it is for NVIDIA GPUs, and this torch is for AMD's; use backend='triton'"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
+    return _unfit()
+
+
+@functools.cache
+def _unfit() -> str | None:
+    """Why a GPU here or its driver cannot run what was compiled; asked once, not at every named call."""
     if _cuda.driver_version() // 1000 < _cuda.RUNTIME_VERSION // 1000:
         return (
             f"it was compiled with CUDA {_cuda.RUNTIME_VERSION / 1000:.1f}, and the driver is for "
