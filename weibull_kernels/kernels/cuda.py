@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .host import DTYPES, write_addresses
+from .host import DTYPES
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
-from .memory import SentNumbers, current_stream, flat_columns, flat_to_read, flat_to_step, sent
+from .memory import Gradients, current_stream, flat_columns, flat_to_read, flat_to_step, sent
 
 try:
     from weibull_kernels import _cuda
@@ -132,10 +132,10 @@ def adamw(tensors: SteppedTensors, step: Step, *, blocks: int = 0) -> None:
     """One step of AdamW on all tensors, booked in the ledger."""
     device = step.hyperparameters.device
     with flat_to_step(tensors, step.grads, unscales=step.grad_scale is not None) as (flat, grads):
-        stepping = flat.prepared.get("cuda")
-        if stepping is None:
-            stepping = flat.prepared["cuda"] = _Stepping(flat, device)
-        table, addresses = stepping.tables(flat, grads, device)
+        held = flat.prepared.get("cuda")
+        if held is None:
+            held = flat.prepared["cuda"] = Gradients(flat.weights, device)
+        table, addresses = held.now(grads, lambda: _table_of_stepped(flat, grads, device))
         partials = _partials(table, 0 if step.ledger is None else _cuda.STEP_SUMS_BYTES, device)
         _cuda.adamw(
             table.call,
@@ -222,26 +222,3 @@ def _table(cells: Sequence[_Cells], device: torch.device) -> Table:
     row_of_chunk = sent(torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int32), chunks)), device)
     sizes = len(rows), len(row_of_chunk), bool(wide.any()), bool(narrow.any())
     return Table(there, row_of_chunk, (there.data_ptr(), row_of_chunk.data_ptr(), *sizes))
-
-
-class _Stepping:
-    """The tables of tensors that are stepped, and what follows their gradients from step to step."""
-
-    def __init__(self, tensors: SteppedTensors, device: torch.device) -> None:
-        self._found = np.empty((len(tensors), 2), dtype=np.int64)
-        self._filled = np.array([weight.numel() > 0 for weight in tensors.weights])
-        self._sent = SentNumbers(device)
-        self._dtypes: bytes | None = None
-        self._table: Table | None = None
-
-    def tables(
-        self, tensors: SteppedTensors, grads: Sequence[Tensor], device: torch.device
-    ) -> tuple[Table, Tensor]:
-        """The table, made again when a gradient's dtype has changed, and where gradients lie, [P] int64."""
-        write_addresses(grads, self._found, 0, 1)
-        addresses, dtypes = self._found[:, 0], self._found[:, 1].tobytes()
-        if (self._filled & (addresses == 0)).any():
-            raise ValueError("a gradient has no memory; was its storage freed?")
-        if self._table is None or self._dtypes != dtypes:
-            self._dtypes, self._table = dtypes, _table_of_stepped(tensors, grads, device)
-        return self._table, self._sent.of(addresses)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .host import write_addresses
 from .interface import Rows, SteppedTensors
 
 
@@ -181,6 +183,31 @@ class SentNumbers:
         table = sent(torch.from_numpy(numbers.copy()), self.device)
         self._sent = stream, numbers.copy(), table
         return table
+
+
+class Gradients:
+    """Where the gradients of tensors lie from step to step, and a backend's tables for their dtypes.
+
+    Args:
+        weights: whose gradients they are; none is kept.
+        device: of all of them.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], device: torch.device) -> None:
+        self._found = np.empty((len(weights), 2), dtype=np.int64)
+        self._filled = np.array([weight.numel() > 0 for weight in weights])
+        self._sent = SentNumbers(device)
+        self._made: tuple[bytes, Any] | None = None
+
+    def now(self, grads: Sequence[Tensor], make: Callable[[], Any]) -> tuple[Any, Tensor]:
+        """The tables, made again by `make` when a dtype has changed, and the addresses, int64 [P], sent."""
+        write_addresses(grads, self._found, 0, 1)
+        addresses, dtypes = self._found[:, 0], self._found[:, 1].tobytes()
+        if (self._filled & (addresses == 0)).any():
+            raise ValueError("a gradient has no memory; was its storage freed?")
+        if self._made is None or self._made[0] != dtypes:
+            self._made = dtypes, make()
+        return self._made[1], self._sent.of(addresses)
 
 
 def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .interface import BINS, LEDGER_COLUMNS, Rows, Step, SteppedTensors, Sums
-from .memory import SentNumbers, current_stream, flat_columns, flat_to_read, flat_to_step
+from .memory import Gradients, current_stream, flat_columns, flat_to_read, flat_to_step
 from .triton_tables import (
     Tables,
     measured,
@@ -149,40 +147,16 @@ def _sum_chunks(
     return partials, histogram
 
 
-@dataclass
-class _Stepping:
-    """What stays from step to step: gradients may move, and change their dtypes."""
-
-    addresses: SentNumbers
-    dtypes: list[torch.dtype]
-    tables: Tables
-
-
-def _stepping(tensors: SteppedTensors, grads: Sequence[Tensor], device: torch.device) -> _Stepping:
-    dtypes = [grad.dtype for grad in grads]
-    held: _Stepping | None = tensors.prepared.get("triton")
-    if held is None:
-        held = _Stepping(SentNumbers(device), dtypes, tables_to_step(tensors, dtypes, device))
-        tensors.prepared["triton"] = held
-    elif held.dtypes != dtypes:
-        held.dtypes, held.tables = dtypes, tables_to_step(tensors, dtypes, device)
-    return held
-
-
-def _addresses_of(grads: Sequence[Tensor]) -> NDArray[np.int64]:
-    found = [grad.data_ptr() for grad in grads]
-    if 0 in found and any(not address and grad.numel() for address, grad in zip(found, grads, strict=True)):
-        raise ValueError("a gradient has no memory; was its storage freed?")
-    return np.array(found, dtype=np.int64)
-
-
 def _adamw(tensors: SteppedTensors, grads: Sequence[Tensor], step: Step) -> None:
     device, partials = step.hyperparameters.device, None
-    held = _stepping(tensors, grads, device)
-    tables = held.tables
+    held = tensors.prepared.get("triton")
+    if held is None:
+        held = tensors.prepared["triton"] = Gradients(tensors.weights, device)
+    tables, addresses = held.now(
+        grads, lambda: tables_to_step(tensors, [grad.dtype for grad in grads], device)
+    )
     if step.ledger is not None:
         partials = torch.empty(tables.partials, _STEP_COLUMNS, dtype=torch.float64, device=device)
-    addresses = held.addresses.of(_addresses_of(grads))
     for launch in tables.launches:
         step_kernel(launch.dtypes, tables.tuning)(
             launch.chunks.shape[0],
