@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from conftest import Record
 from neox import GPTNeoXForCausalLM
+from optimizers import BETA1, make_optimizer, param_groups
 from pytest_benchmark.fixture import BenchmarkFixture
 from rounds import spread
+from settings import Settings
 from text import VOCABULARY, library_source, random_windows
-from training import BETA1, Settings, make_optimizer, param_groups
 
 import weibull_kernels as wk
 

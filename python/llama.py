@@ -12,11 +12,19 @@ class LlamaForCausalLM(nn.Module):
     """Tokens [batch, time] to logits [batch, time, vocabulary]; the embeddings are untied.
 
     Heads of `head` dimensions, so that a wider model has more of them; `logit_scale` multiplies the
-    logits, 1/m for a head that keeps its learning rate at m times the width.
+    logits, 1/m for a head that keeps its learning rate at m times the width. With `initial_rms` all
+    matrices start there, as Hugging Face's do at 0.02; else at 1/√inputs, with embeddings at 1 and a
+    head of zeros, so that nothing depends on the width.
     """
 
     def __init__(
-        self, vocabulary: int, width: int, layers: int, head: int = 16, logit_scale: float = 1.0
+        self,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        head: int = 16,
+        logit_scale: float = 1.0,
+        initial_rms: float | None = None,
     ) -> None:
         super().__init__()
         if width % head or head % 2:
@@ -27,9 +35,14 @@ class LlamaForCausalLM(nn.Module):
         self.logit_scale = logit_scale
         self.model = LlamaModel(vocabulary, width, layers, head)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
-        self.apply(_initialise)
-        # Every token as likely as any other at first, at every width.
-        nn.init.zeros_(self.lm_head.weight)
+        if initial_rms is not None:
+            for weight in self.parameters():
+                if weight.ndim > 1:
+                    nn.init.normal_(weight, std=initial_rms)
+        else:
+            self.apply(_initialise)
+            # Every token as likely as any other at first, at every width.
+            nn.init.zeros_(self.lm_head.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token."""

@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 import typer
+from optimizers import BETA1
 from recovery_pictures import draw_accuracy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from settings import Settings
 from text import library_source
 from torch import Tensor
-from training import BETA1, Settings, train
+from training import train
 
 import weibull_kernels as wk
 from weibull_kernels.gram import CheckpointGram

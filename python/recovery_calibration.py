@@ -10,10 +10,11 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import typer
+from optimizers import BETA1
 from recovery_accuracy import DEFAULT, FIRST, SPACINGS, name_of, trained
 from rich.progress import Progress
+from settings import Settings
 from text import library_source
-from training import BETA1, Settings
 
 import weibull_kernels as wk
 from weibull_kernels.gram import CheckpointGram

@@ -8,9 +8,10 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from settings import Settings
 from text import library_source
 from torch import Tensor
-from training import Run, Settings, train
+from training import Run, train
 
 import weibull_kernels as wk
 from weibull_kernels.page import write_report

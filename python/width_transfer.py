@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from settings import Settings as TrainingSettings
 from text import library_source
 from torch import Tensor
-from training import Settings as TrainingSettings
 from width_training import Settings, train
 from width_transfer_findings import Findings, proxy_optimum
 from width_transfer_pictures import draw_transfer

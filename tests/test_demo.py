@@ -1,8 +1,11 @@
 import math
 
+import measured
 import neox
 import numpy as np
+import optimizers
 import pytest
+import settings
 import text
 import torch
 import train_demo as demo
@@ -54,7 +57,7 @@ def test_the_demo_leaves_records_and_pictures(tmp_path):
 
 def test_the_budget_closes(source, tmp_path):
     with ParquetSink(tmp_path / "run.parquet") as sink:
-        run = training.train(training.Settings(**TINY | {"steps": 20}), source, sink)
+        run = training.train(settings.Settings(**TINY | {"steps": 20}), source, sink)
     assert 0 < run.closure.of_bound <= 1
     assert 0 < run.closure.of_budget <= 1e-10
     records = read_records(tmp_path / "run.parquet").to_pandas()
@@ -68,7 +71,7 @@ def test_the_budget_closes(source, tmp_path):
 
 def recorded(source, path, **options):
     with ParquetSink(path) as sink:
-        run = training.train(training.Settings(**TINY | {"steps": 7} | options), source, sink)
+        run = training.train(settings.Settings(**TINY | {"steps": 7} | options), source, sink)
     return run, read_records(path)
 
 
@@ -104,7 +107,7 @@ def test_closure_by_hand():
         steps=torch.tensor([4, 0]),
     )
     weights = [torch.tensor([3.0, 4.0], dtype=torch.float64).sqrt(), torch.zeros(2)]
-    closure = training.Closure()
+    closure = measured.Closure()
     closure.add(budget, torch.tensor([1 + 4e-6, 0.0], dtype=torch.float64), weights)
     assert closure.of_budget == pytest.approx(3e-6 / 3, rel=1e-6)
     assert closure.of_bound == pytest.approx(4e-6 / (3e-5 + 40 * 2**-24 * 2 * 5), rel=1e-6)
@@ -139,13 +142,13 @@ def test_sigma_is_that_after_a_record(source, tmp_path):
 
 
 def test_measuring_leaves_the_weights_the_same_bits(source):
-    runs = [training.train(training.Settings(**TINY, forces=forces), source) for forces in (True, False)]
+    runs = [training.train(settings.Settings(**TINY, forces=forces), source) for forces in (True, False)]
     states = [run.model.state_dict() for run in runs]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert runs[1].last_budget is None
     assert runs[1].recording.seconds == 0
     with pytest.raises(AttributeError, match="keeps no ledger"):
-        _ = training.make_optimizer(runs[1].model, training.Settings(forces=False)).ledger
+        _ = optimizers.make_optimizer(runs[1].model, settings.Settings(forces=False)).ledger
 
 
 def test_the_demo_without_forces_only_trains(tmp_path):
@@ -163,7 +166,7 @@ def test_an_interrupt_keeps_the_records_so_far(source, tmp_path):
             raise KeyboardInterrupt
 
     with ParquetSink(tmp_path / "run.parquet") as sink:
-        run = training.train(training.Settings(**TINY), source, sink, interrupt)
+        run = training.train(settings.Settings(**TINY), source, sink, interrupt)
     assert run.interrupted
     assert run.step == 4
     assert sorted(set(read_records(tmp_path / "run.parquet")["step"].to_pylist())) == [2, 4]

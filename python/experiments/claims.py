@@ -1,0 +1,47 @@
+"""What the papers say beside what came out here: the table of the results page."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table, as text.
+
+    Attributes:
+        claim: what is said, and by whom: [W1], [W2] or [W3].
+        published: the published figure.
+        exact: ours, by the exact budget.
+        as_published: ours, read as the published code does; "–" where that makes no difference.
+        verdict: begins with "holds", "holds in part" or "does not hold".
+    """
+
+    claim: str
+    published: str
+    exact: str
+    as_published: str
+    verdict: str
+
+    def row(self, command: str) -> str:
+        """In Markdown."""
+        cells = (self.claim, self.published, self.exact, self.as_published, self.verdict, f"`{command}`")
+        return f"| {' | '.join(cells)} |"
+
+
+HEADER = (
+    "| claim | published | ours, exact | ours, as published | verdict | command |\n|---|---|---|---|---|---|"
+)
+
+
+def percent(*values: float, digits: int = 1) -> str:
+    """Fractions in per cent: one, or from … to."""
+    numbers = [f"{100 * value:.{digits}f}" for value in values]
+    return f"{'–'.join(dict.fromkeys(numbers))} %"
+
+
+def spread(values: list[float], digits: str = ".3g") -> str:
+    """Mean ± standard deviation over seeds."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return format(mean, digits)
+    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:{digits}} ± {deviation:.1g}"

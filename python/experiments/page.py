@@ -1,0 +1,97 @@
+"""The results page: a table of claims, and a section for each experiment, from the files of numbers."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import EXPERIMENTS
+from .claims import HEADER
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NO_PAGE = f"# The papers' findings, reproduced\n\n{BEGIN}\n{END}\n"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A file of numbers, and the experiment that it is of."""
+
+    path: Path
+    experiment: Any
+    about: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Result":
+        """From the file."""
+        about = json.loads(path.read_text())
+        name = path.stem.removesuffix(f"-{about['preset']}")
+        return cls(path, next(each for each in EXPERIMENTS if name == each.NAME), about)
+
+    @property
+    def picture(self) -> Path:
+        """Beside the numbers."""
+        return self.path.with_suffix(".png")
+
+    def draw(self) -> None:
+        """The picture, from the numbers alone."""
+        self.experiment.draw(self.about["findings"], self.picture)
+
+    def rows(self) -> list[str]:
+        """Of the table of claims."""
+        return [claim.row(self.about["command"]) for claim in self.experiment.claims(self.about["findings"])]
+
+    def section(self, page: Path) -> str:
+        """The numbers in words, with the picture and where they come from."""
+        where = _between(page, self.path)
+        return (
+            f"{self.experiment.section(self.about['findings'])}\n\n"
+            f"![{self.experiment.TITLE}]({where.removesuffix('.json')}.png)\n\n"
+            f"`{self.about['command']}`, on {' and '.join(self.about['machines'])}: "
+            f"[{self.path.name}]({where})."
+        )
+
+
+def results_in(folder: Path) -> list[Result]:
+    """Of every experiment, in their order, the smallest preset first."""
+    found = []
+    for experiment in EXPERIMENTS:
+        paths = [folder / f"{experiment.NAME}.json", *sorted(folder.glob(f"{experiment.NAME}-*.json"))]
+        found += [Result.load(path) for path in paths if path.exists()]
+    return [result for result in found if result.path.stem.startswith(result.experiment.NAME)]
+
+
+def table(results: list[Result]) -> str:
+    """Every claim with its verdict."""
+    return "\n".join([HEADER, *(row for result in results for row in result.rows())])
+
+
+def text(results: list[Result], page: Path) -> str:
+    """What stands between the markers of the page."""
+    parts = [table(results)]
+    for experiment in EXPERIMENTS:
+        mine = [result for result in results if result.experiment is experiment]
+        if mine:
+            parts += [f"## {experiment.TITLE}", *(result.section(page) for result in mine)]
+    return "\n\n".join(parts)
+
+
+def whole(results: Path, page: Path) -> str:
+    """The page as it should be: what was written by hand around the markers stays."""
+    before, _, rest = (page.read_text() if page.exists() else NO_PAGE).partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{page} lacks the lines {BEGIN} and {END} between which the results are written")
+    return f"{before}{BEGIN}\n\n{text(results_in(results), page)}\n\n{END}{after}"
+
+
+def write(results: Path, page: Path) -> None:
+    """Put the page in order with the numbers."""
+    written = whole(results, page)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(written)
+
+
+def _between(page: Path, file: Path) -> str:
+    """The way from the page to a file, as a link has it."""
+    return os.path.relpath(file.resolve(), page.resolve().parent).replace(os.sep, "/")

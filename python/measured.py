@@ -1,0 +1,101 @@
+"""What a training loop finds out about itself beside its forces: closure, super-weights, Weibull fits."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import weibull_kernels as wk
+
+ROUNDING = 2.0**-24  # of one fp32 operation, relative
+
+
+@dataclass
+class Closure:
+    """How well the budget closes, by the squared norms in float64 before and after each interval.
+
+    The largest residue so far, with rounding and without.
+    """
+
+    of_budget: float = 0.0
+    """|forces + rounding − measured Δ‖w‖²| over the tensors, relative to the absolute budget.
+
+    Both sides are float64, so that nothing but its own rounding is left.
+    """
+    of_bound: float = 0.0
+    """|forces − measured Δ‖w‖²| of the worst tensor, relative to what the rounding of single
+    float32 entries may leave, 1e-5·(|alignment|+|injection|+|decay|) + 40·r·√steps·√Σw⁴: at most 1.
+    Half-precision tensors are not judged: what rounding does to them is a force like the others.
+    """
+
+    def add(self, budget: wk.ForceBudget, measured: Tensor, weights: list[Tensor]) -> None:
+        """Judge one interval by the measured change of ‖w‖², [P], and the weights after it."""
+        residue = (budget.predicted_change - measured).abs()
+        measured = measured.to(budget.alignment.device)
+        fourth = torch.stack([weight.detach().double().pow(4).sum() for weight in weights]).to(
+            measured.device
+        )
+        bound = 1e-5 * budget.absolute + 40 * ROUNDING * (budget.steps * fourth).sqrt()
+        bound[[place for place, weight in enumerate(weights) if weight.dtype.itemsize < 4]] = math.inf
+        # A tensor of zeros that stays so has a bound of 0 and nothing to judge.
+        of_bound = torch.where((residue == 0) & (bound == 0), 0.0, residue / bound).max()
+        # A displacement holds what rounding did.
+        rounding = 0 if budget.rounding is None else budget.rounding.nan_to_num(0.0)
+        unexplained = (budget.predicted_change + rounding - measured).abs().sum()
+        self.of_budget = _worse(self.of_budget, (unexplained / budget.absolute.sum()).item())
+        self.of_bound = _worse(self.of_bound, of_bound.item())
+
+
+def _worse(so_far: float, now: float) -> float:
+    """The larger; what is not a number is the worst of all."""
+    return math.inf if math.isnan(now) else max(so_far, now)
+
+
+def norms_sq(weights: list[Tensor]) -> Tensor:
+    """‖w‖² of each tensor, float64 [P]."""
+    return torch.stack([weight.detach().double().square().sum() for weight in weights])
+
+
+@dataclass
+class SuperWeights:
+    """Alignment shares of the transmission weights, with all entries and without the largest |w·u|."""
+
+    fraction: float = 1e-3
+    steps: list[int] = field(default_factory=list)
+    shares: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the last step; slow, so now and then."""
+        budgets = wk.forces(optimizer), wk.without_super_weights(optimizer, fraction=self.fraction)
+        whole, left = (budget.total(role="transmission").shares().alignment.item() for budget in budgets)
+        self.steps.append(step)
+        self.shares.append((whole, left))
+
+
+Named = list[tuple[str, Tensor]]
+
+
+def fits_by_role(named: Named) -> dict[str, list[float] | float]:
+    """Shape `k` and `scale` λ of the role of each parameter, [P]: one fit to all tensors of a role.
+
+    `transmission_k` and `transmission_scale` are those of attention output and FFN together, as in [W2].
+    """
+    statistics = wk.weight_statistics(named)
+    roles = (*dict.fromkeys(statistics.roles), "transmission")
+    fits = {role: wk.fit_weibull(statistics.total(role=role), on_degenerate="mark") for role in roles}
+
+    def values(name: str) -> dict[str, list[float] | float]:
+        of_role = {role: float(getattr(fit, name)[0]) for role, fit in fits.items()}
+        return {
+            name: [of_role[role] for role in statistics.roles],
+            f"transmission_{name}": of_role["transmission"],
+        }
+
+    return values("k") | values("scale")
+
+
+def unfitted(named: Named) -> dict[str, list[float] | float]:
+    """What stands where nothing was fitted."""
+    columns = dict.fromkeys(("k", "scale"), [math.nan] * len(named))
+    return columns | dict.fromkeys(("transmission_k", "transmission_scale"), math.nan)

@@ -1,0 +1,141 @@
+"""The experiments of the papers, one command each: `python python/reproduce.py relaxation`."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from experiments import EXPERIMENTS
+from experiments import page as results_page
+from experiments.course import Course
+from experiments.jobs import trained
+from experiments.presets import PRESETS
+from experiments.presets import preset as sized
+from experiments.results import results_file, write_results
+
+FOLDER = Path(__file__).parent
+RUNS = Path("runs/papers")
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+PAGE = FOLDER / "README.md"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Preset = Annotated[str, typer.Option(help=f"one of {', '.join(PRESETS)}")]
+Seeds = Annotated[str | None, typer.Option(help="parted by commas, instead of the experiment's")]
+Steps = Annotated[int | None, typer.Option(min=20, help="of every run, instead of the preset's")]
+Width = Annotated[int | None, typer.Option(min=8, help="instead of the preset's")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto, instead of the preset's")]
+Only = Annotated[str, typer.Option(help="only the runs whose name has this in it")]
+Out = Annotated[Path, typer.Option(help="folder of the runs; those that are there are not made again")]
+Results = Annotated[Path, typer.Option(help="folder of the numbers and the picture")]
+Page = Annotated[Path, typer.Option(help="the page, with the table of all that is in --results")]
+
+
+@app.callback()
+def main() -> None:
+    """The experiments of the papers: each ends with its numbers, a picture and its rows on one page."""
+
+
+def command_of(experiment: Any) -> Callable[..., None]:
+    """The command of an experiment that consists of training runs."""
+
+    def command(
+        preset: Preset = "cpu",
+        seeds: Seeds = None,
+        steps: Steps = None,
+        width: Width = None,
+        device: Device = None,
+        only: Only = "",
+        out: Out = RUNS,
+        results: Results = RESULTS,
+        page: Page = PAGE,
+    ) -> None:
+        def make() -> None:
+            base = sized(preset, steps, width=width, device=device)
+            jobs = experiment.jobs(base, experiment.SEEDS if seeds is None else numbers(seeds))
+            chosen = [job for job in jobs if only in job.name]
+            if not chosen:
+                names = ", ".join(job.name for job in jobs)
+                raise ValueError(f"no run has {only!r} in its name; they are {names}")
+            courses = trained(chosen, out)
+            leave(experiment, preset, experiment.findings(courses), ran_on(courses.values()), results, page)
+
+        guarded(make)
+
+    command.__doc__ = experiment.__doc__
+    return command
+
+
+def leave(
+    experiment: Any, preset: str, found: dict[str, Any], machines: list[str], results: Path, page: Path
+) -> None:
+    """Write the numbers, the picture and the page, and print the section."""
+    path = results_file(results, experiment.NAME, preset)
+    write_results(path, found, command=as_typed(), preset=preset, machines=machines)
+    result = results_page.Result.load(path)
+    result.draw()
+    results_page.write(results, page)
+    typer.echo(result.section(page))
+
+
+def ran_on(courses: Iterable[Course]) -> list[str]:
+    """The machines of the runs, each once."""
+    machines = (f"{course.summary['machine']}, torch {course.summary['torch']}" for course in courses)
+    return list(dict.fromkeys(machines))
+
+
+def guarded(make: Callable[[], None]) -> None:
+    """Errors in a line, and Ctrl-C in order."""
+    try:
+        make()
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: whole runs are kept, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+
+
+def numbers(given: str) -> tuple[int, ...]:
+    """Of an option, parted by commas."""
+    try:
+        return tuple(int(part) for part in given.split(","))
+    except ValueError:
+        raise ValueError(f"seeds must be whole numbers parted by commas, got {given!r}") from None
+
+
+def as_typed() -> str:
+    """The command that is running, for the files that it leaves."""
+    return " ".join(["python python/reproduce.py", *sys.argv[1:]])
+
+
+for each in EXPERIMENTS:
+    app.command(each.NAME)(command_of(each))
+
+
+@app.command("page")
+def write_page(
+    results: Results = RESULTS,
+    page: Page = PAGE,
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 if it would")] = False,
+) -> None:
+    """Write the page, and draw the pictures, from the numbers that are there."""
+
+    def make() -> None:
+        if check:
+            if not page.exists() or page.read_text() != results_page.whole(results, page):
+                typer.echo(
+                    f"{page} does not say what is in {results}: run python/reproduce.py page", err=True
+                )
+                raise typer.Exit(1)
+            return
+        for result in results_page.results_in(results):
+            result.draw()
+        results_page.write(results, page)
+
+    guarded(make)
+
+
+if __name__ == "__main__":
+    app()
