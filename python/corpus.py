@@ -7,6 +7,9 @@ import torch
 from text import VOCABULARY, library_source
 from torch import Tensor
 
+PIECE = 16
+"""Windows in a piece: a corpus that is not all of the text is made of pieces from everywhere in it."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -15,9 +18,10 @@ class Corpus:
     Attributes:
         shuffled: ρ, the part of the positions in each window whose bytes change places among themselves.
         window: bytes of a window.
-        length: of the text, bytes from its beginning; all that there is if None. A run longer than that
-            sees it again and again.
-        seed: of the shuffling.
+        length: of the text, bytes, in pieces of `PIECE` windows from all over it; the whole text in its
+            own order if None. A run longer than that sees it again and again. With the same seed a
+            shorter text is the beginning of a longer one.
+        seed: of the shuffling, and of which pieces.
     """
 
     shuffled: float = 0.0
@@ -30,23 +34,52 @@ class Corpus:
             raise ValueError(f"shuffled must be a part of the positions, from 0 to 1, got {self.shuffled}")
         if self.window < 2:
             raise ValueError(f"window must be at least 2 bytes, got {self.window}")
+        if 0 < self.shuffled and self.moved < 2:
+            raise ValueError(
+                f"shuffled must be 0, or at least 2 of the {self.window} positions of a window so that they "
+                f"can change places, got {self.shuffled}; raise it or the window"
+            )
         if self.length is not None and self.length < self.window:
             raise ValueError(f"length must be at least a window, {self.window} bytes, got {self.length}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+    @property
+    def moved(self) -> int:
+        """Positions of each window that change places."""
+        return round(self.shuffled * self.window)
 
     def load(self) -> Tensor:
-        """The text, uint8 [length]."""
+        """The text, uint8 [length].
+
+        Raises:
+            ValueError: there is not that much text.
+        """
         text = library_source()
         if self.length is not None:
-            if self.length > len(text):
-                raise ValueError(f"length must be at most the {len(text)} bytes of text, got {self.length}")
-            text = text[: self.length]
+            text = scattered(text, self.length, PIECE * self.window, self.seed)
         return shuffle_windows(text, self.shuffled, self.window, self.seed) if self.shuffled else text
+
+
+def scattered(text: Tensor, length: int, piece: int, seed: int) -> Tensor:
+    """The first `length` bytes of the text whose pieces stand in random order, the odd end of it last.
+
+    So that a small part of a text is like the whole: its beginning alone may be of another kind.
+    """
+    if length > len(text):
+        raise ValueError(f"length must be at most the {len(text)} bytes of text, got {length}")
+    whole = len(text) // piece
+    # A stream of its own: that of the bare seed is the shuffling's.
+    order = np.random.default_rng((seed, 1)).permutation(whole)
+    pieces = text[: whole * piece].view(whole, piece)[torch.from_numpy(order[: -(-length // piece)])]
+    return torch.cat((pieces.flatten(), text[whole * piece :]))[:length]
 
 
 def shuffle_windows(text: Tensor, fraction: float, window: int, seed: int) -> Tensor:
     """Round(fraction·window) random positions of each window change places; what is over stays as it is.
 
-    Every window keeps its bytes, so that no count of single bytes changes: only their order does.
+    Every window keeps its bytes, so that no count of single bytes changes: only their order does. With the
+    same seed the positions of a smaller fraction are among those of a larger one.
     """
     moved = round(fraction * window)
     whole = len(text) // window
@@ -59,18 +92,46 @@ def shuffle_windows(text: Tensor, fraction: float, window: int, seed: int) -> Te
     return torch.cat((rows.flatten(), text[whole * window :]))
 
 
+def retained_pairs(text: Tensor, changed: Tensor, window: int) -> float:
+    """S, the part of the adjacent pairs inside windows that are the same two bytes in both texts.
+
+    Raises:
+        ValueError: the texts are not equally long, or have no whole window.
+    """
+    if len(text) != len(changed) or len(text) < window:
+        raise ValueError(
+            f"the texts must be equally long, and at least a window of {window} bytes; "
+            f"got {len(text)} and {len(changed)}"
+        )
+    whole = len(text) // window * window
+    same = (text == changed)[:whole].view(-1, window)
+    return (same[:, :-1] & same[:, 1:]).double().mean().item()
+
+
 def conditional_entropy(text: Tensor) -> float:
-    """H(next byte | byte) = −Σ p(a,b)·log₂ p(b|a) of adjacent bytes, in bits a byte."""
+    """D = H(next byte | byte) = −Σ p(a,b)·log₂ p(b|a) of adjacent bytes, in bits a byte.
+
+    Raises:
+        ValueError: the text has no pair of bytes.
+    """
+    if len(text) < 2:
+        raise ValueError(f"text must be at least 2 bytes, so that there is a pair, got {len(text)}")
     data = text.to(torch.int64)
     pairs = torch.bincount(data[:-1] * VOCABULARY + data[1:], minlength=VOCABULARY**2).double()
     return _entropy(pairs) - _entropy(pairs.view(VOCABULARY, VOCABULARY).sum(1))
 
 
 def unigram_entropy(text: Tensor) -> float:
-    """H(byte) = −Σ p(a)·log₂ p(a), in bits: what is left when order says nothing."""
+    """H(byte) = −Σ p(a)·log₂ p(a), in bits: what is left when order says nothing.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not len(text):
+        raise ValueError("text must have at least a byte, got none")
     return _entropy(torch.bincount(text.to(torch.int64), minlength=VOCABULARY).double())
 
 
 def _entropy(counts: Tensor) -> float:
     chances = counts[counts > 0] / counts.sum()
-    return -(chances * chances.log2()).sum().item()
+    return abs((chances * chances.log2()).sum().item())  # a sum of nothing but minus or zero

@@ -30,6 +30,11 @@ Only = Annotated[str, typer.Option(help="only the runs whose name has this in it
 Out = Annotated[Path, typer.Option(help="folder of the runs; those that are there are not made again")]
 Results = Annotated[Path, typer.Option(help="folder of the numbers and the picture")]
 Page = Annotated[Path, typer.Option(help="the page, with the table of all that is in --results")]
+Logs = Annotated[
+    list[Path] | None,
+    typer.Option(help="a log in the published format, by its folder or file: read it instead of training"),
+]
+WeightDecay = Annotated[float, typer.Option(help="of the runs in --logs")]
 
 
 @app.callback()
@@ -67,12 +72,55 @@ def command_of(experiment: Any) -> Callable[..., None]:
     return command
 
 
+def command_with_logs(experiment: Any) -> Callable[..., None]:
+    """The command of an experiment that reads logs in the published format too, instead of training."""
+    train = command_of(experiment)
+
+    def command(
+        logs: Logs = None,
+        weight_decay: WeightDecay = 0.01,
+        preset: Preset = "cpu",
+        seeds: Seeds = None,
+        steps: Steps = None,
+        width: Width = None,
+        device: Device = None,
+        only: Only = "",
+        out: Out = RUNS,
+        results: Results = RESULTS,
+        page: Page = PAGE,
+    ) -> None:
+        def read() -> None:
+            if preset != "cpu" or only or any(each is not None for each in (seeds, steps, width, device)):
+                raise ValueError("--logs are read instead of training: leave out what is said about the runs")
+            found = experiment.findings_in_logs(logs, weight_decay)
+            given = [part for run in found["runs"] for part in ("--logs", run["name"])]
+            if weight_decay != 0.01:
+                given += ["--weight-decay", f"{weight_decay:g}"]
+            # By their names, as where they lie differs from machine to machine.
+            typed = " ".join(["python python/reproduce.py", experiment.NAME, *given])
+            leave(experiment, experiment.LOGS, found, [experiment.LOGS_FROM], results, page, typed)
+
+        if logs:
+            guarded(read)
+        else:
+            train(preset, seeds, steps, width, device, only, out, results, page)
+
+    command.__doc__ = experiment.__doc__
+    return command
+
+
 def leave(
-    experiment: Any, preset: str, found: dict[str, Any], machines: list[str], results: Path, page: Path
+    experiment: Any,
+    preset: str,
+    found: dict[str, Any],
+    machines: list[str],
+    results: Path,
+    page: Path,
+    command: str | None = None,
 ) -> None:
     """Write the numbers, the picture and the page, and print the section."""
     path = results_file(results, experiment.NAME, preset)
-    write_results(path, found, command=as_typed(), preset=preset, machines=machines)
+    write_results(path, found, command=command or as_typed(), preset=preset, machines=machines)
     result = results_page.Result.load(path)
     result.draw()
     results_page.write(results, page)
@@ -111,7 +159,8 @@ def as_typed() -> str:
 
 
 for each in EXPERIMENTS:
-    app.command(each.NAME)(command_of(each))
+    reads_logs = hasattr(each, "findings_in_logs")
+    app.command(each.NAME)(command_with_logs(each) if reads_logs else command_of(each))
 
 
 @app.command("page")

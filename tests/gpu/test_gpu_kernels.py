@@ -92,7 +92,11 @@ def test_forces_agree_with_the_step_undone(backend, dtypes):
         assert same_rows(found, kernel("forces", backend)(tensors, table, with_histogram=True))
     rows, none = kernel("forces", backend)(tensors, table)
     assert none is None
-    assert same_bits(rows, found[0])
+    # Entries outside the histogram's window are added one by one where there is one.
+    logs = [LEDGER_COLUMNS.index(name) for name in ("log_sum", "log_sq_sum")]
+    torch.testing.assert_close(rows[:, logs], found[0][:, logs], rtol=1e-12, atol=0, equal_nan=True)
+    rest = [place for place in range(rows.shape[1]) if place not in logs]
+    assert same_bits(rows[:, rest], found[0][:, rest])
 
 
 @each_backend
