@@ -46,7 +46,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/readme_table.py
 
 recovery: .venv/ready
-	$(BIN)/python python/recovery_accuracy.py $(ARGS)
+	$(BIN)/python python/reproduce.py recovery $(ARGS)
 
 width-synthetic: .venv/ready
 	$(BIN)/python python/width_synthetic.py $(ARGS)

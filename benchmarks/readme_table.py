@@ -130,7 +130,7 @@ def fits_table(results: list[dict[str, Any]]) -> str:
 
 def recovery_table(results: list[dict[str, Any]]) -> str:
     """A row for every spacing of checkpoints: the transmission weights in the rise, medians over runs."""
-    runs = json.loads((FOLDER / "results" / "recovery.json").read_text())["runs"]
+    runs = json.loads((FOLDER / "results" / "recovery.json").read_text())["findings"]["runs"]
     mine = [row for row in runs if row["role"] == "transmission"]
     lines = [
         "| steps between checkpoints | `corrected` | `spline`, published | `midpoint` "

@@ -5,19 +5,16 @@ the weights of some of them. Runs of seeds under 20 were looked at while methods
 chosen; only the others, held out, are in the table.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import typer
 from optimizers import BETA1
-from recovery_pictures import draw_accuracy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from settings import Settings
 from text import library_source
@@ -32,8 +29,6 @@ from weibull_kernels.records import force_series, read_records
 from weibull_kernels.recovery_methods import METHODS
 from weibull_kernels.roles import matching_rows
 from weibull_kernels.sinks import ParquetSink
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 DEFAULT = Settings(every=1, device="cpu")
 RUNS = (
@@ -273,11 +268,11 @@ def variants_table(rows: list[dict[str, Any]]) -> str:
 
 
 def page(rows: list[dict[str, Any]], ways: list[dict[str, Any]], runs: list[Settings]) -> str:
-    """The results page."""
+    """All tables, for a page of their own."""
     kinds = "\n".join(f"- `{name_of(run)}`" for run in runs)
     return f"""# Forces recovered from checkpoints, against the true ones
 
-Written by `python python/recovery_accuracy.py`; the numbers of every run and role are in `recovery.json`.
+Written by `python python/reproduce.py recovery`; the numbers of every run and role are in `recovery.json`.
 Runs of {runs[0].steps} steps of the demo's model, none of which was looked at while methods were chosen:
 
 {kinds}
@@ -309,52 +304,54 @@ is interpolated along and the end condition of the spline. `lr_sum`, Ση, with 
 """
 
 
-@app.command()
-def main(
-    out: Annotated[
-        Path, typer.Option(help="folder of the runs; those that are there are not trained again")
-    ] = (Path("runs/recovery")),
-    results: Annotated[Path, typer.Option(help="folder of the table, the numbers and the picture")] = Path(
-        "benchmarks/results"
-    ),
-    steps: Annotated[int, typer.Option(min=60, help="of every run")] = DEFAULT.steps,
-    runs: Annotated[int, typer.Option(min=1, max=len(RUNS), help="how many of the runs")] = len(RUNS),
-    width: Annotated[int | None, typer.Option(help="instead of the widths of the runs")] = None,
-) -> None:
-    """Train, hide the optimizer, recover, and compare with what the ledger says."""
+@dataclass(frozen=True)
+class Plan:
+    """How much of the experiment is run: all of it, unless said otherwise."""
+
+    steps: int = DEFAULT.steps
+    runs: int = len(RUNS)
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 60:
+            raise ValueError(f"steps must be at least 60, to have checkpoints to leave out, got {self.steps}")
+        if not 1 <= self.runs <= len(RUNS):
+            raise ValueError(f"runs must be from 1 to {len(RUNS)}, got {self.runs}")
+
+    @property
+    def settings(self) -> list[Settings]:
+        """Of each run."""
+        changed: dict[str, Any] = {"steps": self.steps} | (
+            {} if self.width is None else {"width": self.width}
+        )
+        return [replace(settings, **changed) for settings in RUNS[: self.runs]]
+
+
+def experiment(plan: Plan, out: Path) -> dict[str, Any]:
+    """Train, hide the optimizer, recover, and compare with what the ledger says; the numbers of it."""
     source = library_source()
-    changed: dict[str, Any] = {"steps": steps} | ({} if width is None else {"width": width})
-    chosen = [replace(settings, **changed) for settings in RUNS[:runs]]
     rows: list[dict[str, Any]] = []
     ways: list[dict[str, Any]] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
-        all_runs = progress.add_task("runs", total=len(chosen))
-        for settings in chosen:
+        all_runs = progress.add_task("runs", total=plan.runs)
+        for settings in plan.settings:
             records, gram = trained(settings, source, out / name_of(settings), progress)
             rows += judged(settings, records, gram)
             ways += variants(settings, records, gram)
             progress.advance(all_runs)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "recovery.json").write_text(json.dumps({"runs": rows, "interpolation": ways}, indent=1) + "\n")
-    (results / "recovery.md").write_text(page(rows, ways, chosen))
-    first = chosen[0]
+    first = plan.settings[0]
     records, gram = trained(first, source, out / name_of(first), Progress(disable=True))
-    draw_accuracy(rows, shown_run(first, records, gram), results / "recovery.png")
-    print(table(rows, "transmission"))
-    print(f"written: {results / 'recovery.md'}, {results / 'recovery.json'}, {results / 'recovery.png'}")
+    return {"runs": rows, "interpolation": ways, "shown": shown_run(first, records, gram)}
 
 
 def shown_run(settings: Settings, records: pa.Table, gram: CheckpointGram) -> dict[str, Any]:
     """The alignment of one run, true and recovered from checkpoints 50 steps apart, [T] each."""
     step, truth = force_series(records, *wk.TRANSMISSION)
-    found: dict[str, Any] = {"step": step, "true": truth.alignment, "averaged": moving_mean(truth.alignment)}
+    averaged = moving_mean(truth.alignment)
+    found = {"step": step.tolist(), "true": truth.alignment.tolist(), "averaged": averaged.tolist()}
     spacing = 50 if settings.steps >= 200 else 10
     for method in ("corrected", "spline", "two_point"):
         recovery = recovered(settings, gram.at(range(0, settings.steps + 1, spacing)), method=method)
-        found[method] = recovery.series(role="transmission").alignment
+        found[method] = recovery.series(role="transmission").alignment.tolist()
     return found | {"spacing": spacing}
-
-
-if __name__ == "__main__":
-    app()
