@@ -5,7 +5,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*/*)
 CPP := $(SOURCES) $(wildcard tests/*.cpp tests/*.h benchmarks/*.cpp benchmarks/*.cu)
 PROGRAMS := weibull_kernels python benchmarks tests setup.py
 
-.PHONY: help demo test check bench recovery width-synthetic width-transfer gpu format clean
+.PHONY: help demo test check bench papers recovery width-synthetic width-transfer gpu format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    every test"
 	@echo "make check   lint, format, types, build, import"
 	@echo "make bench   the benchmarks, written to benchmarks/results and README.md"
+	@echo "make papers  every experiment of the papers but the recovery; the numbers, pictures and page (an hour)"
 	@echo "make recovery  train six runs and compare recovered forces with the true ones (half an hour)"
 	@echo "make width-synthetic  how the top singular value goes with lr, decay and width (an hour and a half)"
 	@echo "make width-transfer   whether a narrow model's lr and decay hold on wider ones (an hour)"
@@ -36,6 +37,7 @@ check: .venv/ready
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/readme_table.py --check
+	$(BIN)/python python/reproduce.py page --check
 	@# The CUDA kernels have been compiled for .venv.
 	WEIBULL_KERNELS_CUDA=0 $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -c "import weibull_kernels as wk; print(wk.backends()); assert wk.backends()[1].available"
@@ -44,6 +46,11 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 	$(BIN)/python benchmarks/readme_table.py
+
+# One of them: make papers PAPERS=relaxation
+PAPERS := four-seeds relaxation lr-sweep reconstruction coherence beyond
+papers: .venv/ready
+	for each in $(PAPERS); do $(BIN)/python python/reproduce.py $$each $(ARGS) || exit; done
 
 recovery: .venv/ready
 	$(BIN)/python python/reproduce.py recovery $(ARGS)

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import weibull_kernels as wk
+from weibull_kernels.records import FORCES
 
 ROUNDING = 2.0**-24  # of one fp32 operation, relative
 
@@ -71,6 +73,82 @@ class SuperWeights:
         whole, left = (budget.total(role="transmission").shares().alignment.item() for budget in budgets)
         self.steps.append(step)
         self.shares.append((whole, left))
+
+
+@dataclass
+class Unmoved:
+    """Entries of half-precision transmission weights that a step of AdamW left as they were.
+
+    On these rounding undoes whatever the forces did, to the last bit, so that their part of a force is what
+    rounding takes back of it.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    fraction: list[float] = field(default_factory=list)
+    """Of all entries."""
+    forces: list[dict[str, float]] = field(default_factory=list)
+    """Of all entries, with what rounding did to ‖w‖² as "rounding"."""
+    of_unmoved: list[dict[str, float]] = field(default_factory=list)
+    """The forces of those entries alone."""
+    _before: list[Tensor] = field(default_factory=list)
+
+    @property
+    def summary(self) -> dict[str, list[Any]]:
+        """As JSON holds it; a column for each of the above."""
+        return {
+            "step": self.steps,
+            "fraction": self.fraction,
+            "forces": self.forces,
+            "of_unmoved": self.of_unmoved,
+        }
+
+    def remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the weights; right before a step."""
+        self._before = [weight.detach().double() for weight, _ in _transmission(optimizer)]
+
+    def add(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the step that was made since; slow, so now and then."""
+        forces, of_unmoved = (dict.fromkeys((*FORCES, "rounding"), 0.0) for _ in range(2))
+        unmoved = entries = 0
+        for before, (weight, group) in zip(self._before, _transmission(optimizer), strict=True):
+            after = weight.detach().double()
+            still = after == before
+            terms = _forces_of_entries(before, group, optimizer.state[weight])
+            terms["rounding"] = after.square() - before.square() - sum(terms.values())
+            for force, term in terms.items():
+                forces[force] += term.sum().item()
+                of_unmoved[force] += term[still].sum().item()
+            unmoved += int(still.sum())
+            entries += still.numel()
+        self.steps.append(step)
+        self.fraction.append(unmoved / entries)
+        self.forces.append(forces)
+        self.of_unmoved.append(of_unmoved)
+
+
+def _transmission(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
+    """The transmission weights with the group of each."""
+    return [
+        (weight, group)
+        for group in optimizer.param_groups
+        for name, weight in zip(group["param_names"], group["params"], strict=True)
+        if wk.role_of(name) in wk.TRANSMISSION
+    ]
+
+
+def _forces_of_entries(before: Tensor, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Tensor]:
+    """The contribution of every entry to Δ‖w‖², from the state of AdamW after the step."""
+    beta1, beta2 = group["betas"]
+    count = state["step"].item()
+    denominator = (state["exp_avg_sq"].double() / (1 - beta2**count)).sqrt() + group["eps"]
+    moved = group["lr"] * state["exp_avg"].double() / (1 - beta1**count) / denominator
+    lost = group["lr"] * group["weight_decay"]
+    return {
+        "alignment": -2 * before * moved,
+        "injection": moved.square(),
+        "decay": -2 * lost * before.square(),
+        "coupling": lost * (2 * before * moved + lost * before.square()),
+    }
 
 
 Named = list[tuple[str, Tensor]]

@@ -48,7 +48,9 @@ def make_optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.op
 
 
 def _adamw(groups: list[dict[str, Any]], settings: Settings, ledger: bool) -> wk.AdamW:
-    return wk.AdamW(groups, lr=settings.lr, betas=(BETA1, settings.beta2), ledger=ledger)
+    # At β₂ = 0.999 an exp_avg_sq in bfloat16 would stand still: (1−β₂) is under half of its last digit.
+    betas = (BETA1, settings.beta2)
+    return wk.AdamW(groups, lr=settings.lr, betas=betas, state_dtype=torch.float32, ledger=ledger)
 
 
 def named_weights(optimizers: list[torch.optim.Optimizer]) -> list[tuple[str, Tensor]]:

@@ -47,6 +47,29 @@ ROLES = ("attention_output", "ffn", "qkv", "embedding", "head", "transmission")
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How much of the experiment is run: all of it, unless said otherwise."""
+
+    steps: int = DEFAULT.steps
+    runs: int = len(RUNS)
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 60:
+            raise ValueError(f"steps must be at least 60, to have checkpoints to leave out, got {self.steps}")
+        if not 1 <= self.runs <= len(RUNS):
+            raise ValueError(f"runs must be from 1 to {len(RUNS)}, got {self.runs}")
+
+    @property
+    def settings(self) -> list[Settings]:
+        """Of each run."""
+        changed: dict[str, Any] = {"steps": self.steps} | (
+            {} if self.width is None else {"width": self.width}
+        )
+        return [replace(settings, **changed) for settings in RUNS[: self.runs]]
+
+
+@dataclass(frozen=True)
 class Truth:
     """What happened in one group of tensors at each of T steps, [T]."""
 
@@ -267,8 +290,9 @@ def variants_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[dict[str, Any]], ways: list[dict[str, Any]], runs: list[Settings]) -> str:
+def page(found: dict[str, Any], plan: Plan) -> str:
     """All tables, for a page of their own."""
+    rows, ways, runs = found["runs"], found["interpolation"], plan.settings
     kinds = "\n".join(f"- `{name_of(run)}`" for run in runs)
     return f"""# Forces recovered from checkpoints, against the true ones
 
@@ -302,29 +326,6 @@ is interpolated along and the end condition of the spline. `lr_sum`, Ση, with 
 
 {variants_table(ways)}
 """
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of the experiment is run: all of it, unless said otherwise."""
-
-    steps: int = DEFAULT.steps
-    runs: int = len(RUNS)
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 60:
-            raise ValueError(f"steps must be at least 60, to have checkpoints to leave out, got {self.steps}")
-        if not 1 <= self.runs <= len(RUNS):
-            raise ValueError(f"runs must be from 1 to {len(RUNS)}, got {self.runs}")
-
-    @property
-    def settings(self) -> list[Settings]:
-        """Of each run."""
-        changed: dict[str, Any] = {"steps": self.steps} | (
-            {} if self.width is None else {"width": self.width}
-        )
-        return [replace(settings, **changed) for settings in RUNS[: self.runs]]
 
 
 def experiment(plan: Plan, out: Path) -> dict[str, Any]:

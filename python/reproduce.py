@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, reconstruction, recovery
 from experiments import page as results_page
 from experiments.course import Course
-from experiments.jobs import trained
-from experiments.presets import PRESETS
+from experiments.jobs import machine, trained
+from experiments.presets import PRESETS, PYTHIA_70M
 from experiments.presets import preset as sized
 from experiments.results import results_file, write_results
+from recovery_accuracy import Plan
+from recovery_accuracy import page as recovery_tables
 
 FOLDER = Path(__file__).parent
 RUNS = Path("runs/papers")
@@ -30,11 +33,6 @@ Only = Annotated[str, typer.Option(help="only the runs whose name has this in it
 Out = Annotated[Path, typer.Option(help="folder of the runs; those that are there are not made again")]
 Results = Annotated[Path, typer.Option(help="folder of the numbers and the picture")]
 Page = Annotated[Path, typer.Option(help="the page, with the table of all that is in --results")]
-Logs = Annotated[
-    list[Path] | None,
-    typer.Option(help="a log in the published format, by its folder or file: read it instead of training"),
-]
-WeightDecay = Annotated[float, typer.Option(help="of the runs in --logs")]
 
 
 @app.callback()
@@ -72,43 +70,6 @@ def command_of(experiment: Any) -> Callable[..., None]:
     return command
 
 
-def command_with_logs(experiment: Any) -> Callable[..., None]:
-    """The command of an experiment that reads logs in the published format too, instead of training."""
-    train = command_of(experiment)
-
-    def command(
-        logs: Logs = None,
-        weight_decay: WeightDecay = 0.01,
-        preset: Preset = "cpu",
-        seeds: Seeds = None,
-        steps: Steps = None,
-        width: Width = None,
-        device: Device = None,
-        only: Only = "",
-        out: Out = RUNS,
-        results: Results = RESULTS,
-        page: Page = PAGE,
-    ) -> None:
-        def read() -> None:
-            if preset != "cpu" or only or any(each is not None for each in (seeds, steps, width, device)):
-                raise ValueError("--logs are read instead of training: leave out what is said about the runs")
-            found = experiment.findings_in_logs(logs, weight_decay)
-            given = [part for run in found["runs"] for part in ("--logs", run["name"])]
-            if weight_decay != 0.01:
-                given += ["--weight-decay", f"{weight_decay:g}"]
-            # By their names, as where they lie differs from machine to machine.
-            typed = " ".join(["python python/reproduce.py", experiment.NAME, *given])
-            leave(experiment, experiment.LOGS, found, [experiment.LOGS_FROM], results, page, typed)
-
-        if logs:
-            guarded(read)
-        else:
-            train(preset, seeds, steps, width, device, only, out, results, page)
-
-    command.__doc__ = experiment.__doc__
-    return command
-
-
 def leave(
     experiment: Any,
     preset: str,
@@ -129,8 +90,7 @@ def leave(
 
 def ran_on(courses: Iterable[Course]) -> list[str]:
     """The machines of the runs, each once."""
-    machines = (f"{course.summary['machine']}, torch {course.summary['torch']}" for course in courses)
-    return list(dict.fromkeys(machines))
+    return list(dict.fromkeys(course.summary["machine"] for course in courses))
 
 
 def guarded(make: Callable[[], None]) -> None:
@@ -159,8 +119,50 @@ def as_typed() -> str:
 
 
 for each in EXPERIMENTS:
-    reads_logs = hasattr(each, "findings_in_logs")
-    app.command(each.NAME)(command_with_logs(each) if reads_logs else command_of(each))
+    if each is recovery:  # which has runs of its own
+        continue
+    app.command(each.NAME)(command_of(each))
+
+
+@app.command("logs")
+def read_logs(
+    logs: Annotated[list[Path], typer.Argument(help="folders or files in the format of [W2]")],
+    weight_decay: Annotated[float, typer.Option(help="ω of the runs")] = PYTHIA_70M.weight_decay,
+    results: Results = RESULTS,
+    page: Page = PAGE,
+) -> None:
+    """The reconstruction offset in logs that were published, or that are of the published format."""
+
+    def make() -> None:
+        found = reconstruction.findings_in_logs(logs, weight_decay)
+        # By their names, as where they lie differs from machine to machine.
+        names = [run["name"] for run in found["runs"]]
+        decay = [] if weight_decay == PYTHIA_70M.weight_decay else [f"--weight-decay={weight_decay:g}"]
+        typed = " ".join(["python python/reproduce.py logs", *decay, *names])
+        leave(reconstruction, reconstruction.LOGS, found, [reconstruction.LOGS_FROM], results, page, typed)
+
+    guarded(make)
+
+
+@app.command(recovery.NAME, help=recovery.__doc__)
+def recover(
+    steps: Annotated[int, typer.Option(help="of every run")] = Plan.steps,
+    runs: Annotated[int, typer.Option(help="how many of the runs")] = Plan.runs,
+    width: Width = None,
+    out: Out = Path("runs/recovery"),
+    results: Results = RESULTS,
+    page: Page = PAGE,
+) -> None:
+    """Train, hide the optimizer, recover its forces by every method, and compare with the ledger."""
+
+    def make() -> None:
+        plan = Plan(steps, runs, width)
+        found = recovery.findings(plan, out)
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "recovery.md").write_text(recovery_tables(found, plan))
+        leave(recovery, "cpu", found, [machine(torch.device("cpu"))], results, page)
+
+    guarded(make)
 
 
 @app.command("page")

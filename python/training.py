@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from measured import Closure, SuperWeights, fits_by_role, norms_sq, unfitted
-from models import make_model
+from measured import Closure, SuperWeights, Unmoved, fits_by_role, norms_sq, unfitted
+from models import logits_of, make_model
 from optimizers import budgets_of, make_optimizers, named_weights, rates
 from settings import Settings
 from text import random_windows
@@ -45,6 +45,7 @@ class Run:
     recording: Stopwatch
     closure: Closure = field(default_factory=Closure)
     super_weights: SuperWeights = field(default_factory=SuperWeights)
+    unmoved: Unmoved = field(default_factory=Unmoved)
     last_budget: wk.ForceBudget | None = None
     step: int = 0
     interrupted: bool = False
@@ -85,12 +86,18 @@ def train(
             with run.training:
                 tokens, following = random_windows(text, settings.batch, settings.context, places)
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-                    logits = model(tokens.to(device))
+                    logits = logits_of(model, tokens.to(device))
                 loss = F.cross_entropy(logits.float().flatten(0, 1), following.to(device).flatten())
                 model.zero_grad()
                 loss.backward()
                 if settings.clip is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            looked_at = (
+                budgets is not None and settings.optimizer == "adamw" and step % (10 * settings.every) == 0
+            )
+            if looked_at and settings.weights != "float32":
+                run.unmoved.remember(*optimizers)
+            with run.training:
                 for optimizer in optimizers:
                     optimizer.step()
             if recorded and budgets is not None:
@@ -104,8 +111,10 @@ def train(
                 after = norms_sq(weights)
                 run.closure.add(run.last_budget, after - before, weights)
                 before = after
-                if settings.optimizer == "adamw" and step % (10 * settings.every) == 0:
-                    run.super_weights.add(step, *optimizers)
+            if looked_at:
+                run.super_weights.add(step, *optimizers)
+                if settings.weights != "float32":
+                    run.unmoved.add(step, *optimizers)
             for scheduler in schedulers:
                 scheduler.step()
             run.step = step

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import recovery_accuracy as experiment
 import recovery_calibration as calibration
+import reproduce
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
@@ -15,13 +16,15 @@ import weibull_kernels as wk
 def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("recovery")
     arguments = [
+        "recovery",
         "--steps=120",
         "--runs=1",
         "--width=32",
         f"--out={out / 'runs'}",
         f"--results={out / 'results'}",
+        f"--page={out / 'page.md'}",
     ]
-    result = CliRunner().invoke(experiment.app, arguments)
+    result = CliRunner().invoke(reproduce.app, arguments)
     assert result.exit_code == 0, result.output
     return out, arguments, result
 
@@ -29,19 +32,20 @@ def small(tmp_path_factory):
 def test_it_leaves_a_table_the_numbers_and_a_picture(small):
     out, _, result = small
     page = (out / "results" / "recovery.md").read_text()
-    rows = json.loads((out / "results" / "recovery.json").read_text())["runs"]
+    rows = json.loads((out / "results" / "recovery.json").read_text())["findings"]["runs"]
     assert (out / "results" / "recovery.png").read_bytes().startswith(b"\x89PNG\r\n")
     for method in wk.recovery_methods.METHODS:
         assert f"`{method}`" in page
     assert {row["schedule"] for row in rows} == {"10", "20", "50", "log, then 50"}
     assert {row["role"] for row in rows} == set(experiment.ROLES)
     assert "corrected" in result.output
+    assert "a spline through checkpoints recovers the alignment" in (out / "page.md").read_text()
 
 
 def test_corrected_is_the_closest_in_the_rise(small):
     """Of the impulses, which is where a run this short can tell the methods apart."""
     out, _, _ = small
-    rows = json.loads((out / "results" / "recovery.json").read_text())["runs"]
+    rows = json.loads((out / "results" / "recovery.json").read_text())["findings"]["runs"]
     found = {
         row["method"]: row["rise"]
         for row in rows
@@ -57,7 +61,7 @@ def test_a_run_that_is_there_is_not_trained_again(small, monkeypatch):
     out, arguments, _ = small
     before = (out / "results" / "recovery.json").read_text()
     monkeypatch.setattr(experiment, "train", None)
-    assert CliRunner().invoke(experiment.app, arguments).exit_code == 0
+    assert CliRunner().invoke(reproduce.app, arguments).exit_code == 0
     assert (out / "results" / "recovery.json").read_text() == before
     assert not list((out / "runs").rglob("*.pt"))
 

@@ -93,15 +93,16 @@ def summary_of(job: Job, run: Run) -> dict[str, Any]:
         "training_seconds": run.training.seconds,
         "recording_seconds": run.recording.seconds,
         "machine": machine(job.settings.torch_device()),
-        "torch": torch.__version__,
     }
 
 
 def machine(device: torch.device) -> str:
     """What a run ran on."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"{processor_name()}, {threads} thread{plural}, torch {torch.__version__}"
 
 
 def records_of(folder: Path) -> Path:

@@ -1,0 +1,231 @@
+"""Data coherence: text with a part of its positions shuffled, or seen again and again; which force tells."""
+
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from corpus import Corpus, conditional_entropy, retained_pairs, unigram_entropy
+from settings import Settings
+from text import library_source
+
+from . import coherence_picture
+from .claims import Claim, spread
+from .coherence_drivers import Drivers, by_driver, by_factor, work
+from .coherence_law import EXPONENT, Power, fit_power, law, straight
+from .course import Course
+from .growth import start_scale
+from .jobs import WHOLE, Job
+
+NAME = "coherence"
+TITLE = "Coherence of the data, and the force that carries it"
+SEEDS = (0, 1, 2)
+SHUFFLED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
+"""ρ of [W3], and full corruption, where D is H_r."""
+
+TIMES = (16, 64, 256, 1024)
+"""How often a smaller corpus is seen in the mean."""
+
+PROBED = 0.6
+"""The ρ at which causes are asked for more closely."""
+
+BITS = 1 / np.log(2)
+
+
+def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
+    """A run for every text and seed, and two for the memory of AdamW.
+
+    Runs of one seed begin with the same weights; those on shuffled text take their windows from the same
+    places too.
+    """
+    window = base.context
+    found = []
+    for seed in seeds:
+        settings = replace(base, seed=seed)
+        found += [Job(settings)]
+        found += [Job(settings, Corpus(shuffled=rho, window=window)) for rho in SHUFFLED]
+        found += [
+            Job(settings, Corpus(window=window, length=length, seed=seed))
+            for length in lengths(base).values()
+        ]
+        remembered = replace(settings, beta2=published_memory(base))
+        found += [Job(remembered), Job(remembered, Corpus(shuffled=PROBED, window=window))]
+    return list(dict.fromkeys(found))
+
+
+def lengths(base: Settings) -> dict[int, int]:
+    """Bytes of the smaller corpora by how often they are seen: of those that are less than all of the text."""
+    seen = tokens(base)
+    return {times: seen // times for times in TIMES if 2 * base.context <= seen // times < text_length()}
+
+
+def tokens(settings: Settings) -> int:
+    """Bytes that a run sees."""
+    return settings.steps * settings.batch * settings.context
+
+
+def kind(job: Job) -> dict[str, Any]:
+    """What tells a run from others in the numbers; `times` is how often a smaller corpus is seen."""
+    length = job.corpus.length
+    return {
+        "shuffled": job.corpus.shuffled,
+        "times": None if length is None else round(tokens(job.settings) / length, 3),
+        "seed": job.settings.seed,
+        "beta2": job.settings.beta2,
+    }
+
+
+@lru_cache
+def text_length() -> int:
+    """Bytes of text that there are."""
+    return len(library_source())
+
+
+def published_memory(base: Settings) -> float:
+    """β₂ whose horizon 1/(1−β₂) is the part of the run that it is in [W2]: 1,000 of 20,000 steps."""
+    return round(1 - 20 / base.steps, 12)
+
+
+def findings(courses: dict[Job, Course]) -> dict[str, Any]:
+    """Of every run its text and its growth; of every pair of runs which force makes the difference."""
+    about = {text: described(*text) for text in dict.fromkeys(text_of(job) for job in courses)}
+    runs = [of_run(job, course) | about[text_of(job)] for job, course in courses.items()]
+    # Memory as in the preset: the longest of all runs.
+    beta2 = max(run["beta2"] for run in runs)
+    main = [run for run in runs if run["beta2"] == beta2]
+    shuffled = [run for run in main if run["times"] is None]
+    fitted = law(shuffled)
+    return {
+        "beta2": beta2,
+        "runs": runs,
+        "differences": differences(courses),
+        "law": fitted,
+        "repetition": repetition(main, fitted),
+        "curves": curves(courses),
+    }
+
+
+def text_of(job: Job) -> tuple[Corpus, int]:
+    """The text of a run, and the window that full corruption would shuffle."""
+    return job.corpus, job.settings.context
+
+
+def described(corpus: Corpus, window: int) -> dict[str, float]:
+    """What is known of a text before training.
+
+    D is that of its own bigrams, H_r that of the same bytes, fully shuffled in each window: so what a small
+    text's bigrams seem to tell for their small number is in both.
+    """
+    whole = replace(corpus, shuffled=0.0, window=window).load()
+    text = corpus.load()
+    entropy = conditional_entropy(text)
+    baseline = conditional_entropy(replace(corpus, shuffled=1.0, window=window).load())
+    return {
+        "bytes": len(text),
+        "entropy": entropy,
+        "baseline": baseline,
+        "gap": max(0.0, baseline - entropy),
+        "unigram": unigram_entropy(text),
+        "retained": retained_pairs(whole, text, window),
+    }
+
+
+def of_run(job: Job, course: Course) -> dict[str, Any]:
+    """One run: how far λ came, and what each force did for it."""
+    run, start = course.run, start_scale(course)
+    return kind(job) | {
+        "steps": job.settings.steps,
+        "seen": tokens(job.settings) / (job.corpus.length or text_length()),
+        "loss": float(np.mean(course.loss[-20:]) * BITS),
+        "scale": {"start": start, "peak": run.peak, "final": run.final},
+        "peak_step": run.peak_step,
+        "growth": run.final**2 - start**2,
+        "growth_to_peak": run.peak**2 - start**2,
+        "k": float(course.k[-1]),
+        "work": work(course.forces),
+        "work_to_peak": course.work,
+    }
+
+
+def differences(courses: dict[Job, Course]) -> list[dict[str, Any]]:
+    """Of every run against that of the same seed and settings on the whole text: ‖w‖² over its first value."""
+    found = []
+    drivers = {job: Drivers.of(course.forces) for job, course in courses.items()}
+    for job, course in courses.items():
+        base = Job(job.settings)
+        if job == base or base not in courses:
+            continue
+        forces, whole = work(course.forces), work(courses[base].forces)
+        parts = {force: value - whole[force] for force, value in forces.items()}
+        to_peak = {force: value - courses[base].work[force] for force, value in course.work.items()}
+        found.append(
+            kind(job)
+            | {
+                "scale": courses[job].run.peak - courses[base].run.peak,
+                "total": sum(parts.values()),
+                "forces": parts,
+                "to_peak": to_peak,
+                "factors": by_factor(drivers[base], drivers[job]),
+                "drivers": by_driver(drivers[base], drivers[job]),
+            }
+        )
+    return found
+
+
+def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> dict[str, Any]:
+    """What the law for shuffled text says of repeated text, and what both kinds of text have in common.
+
+    `on_gap` and `on_loss` are r² of straight lines through all runs: growth against what the bigrams tell,
+    and against the loss at the end.
+    """
+    levels = []
+    predict = None if fitted is None else Power(**fitted["growth_on_gap"])
+    for times in dict.fromkeys(run["times"] for run in runs if run["times"] is not None):
+        mine = [run for run in runs if run["times"] == times]
+        levels.append(
+            {
+                "times": times,
+                "growth": float(np.mean([run["growth"] for run in mine])),
+                "predicted": None if predict is None else float(predict([run["gap"] for run in mine]).mean()),
+            }
+        )
+    growth = [run["growth"] for run in runs]
+    return {
+        "levels": levels,
+        "on_gap": straight([run["gap"] for run in runs], growth),
+        "on_loss": straight([run["loss"] for run in runs], growth),
+    }
+
+
+def curves(courses: dict[Job, Course], most: int = 50) -> list[dict[str, Any]]:
+    """Angle and length of the updates over the run, mean over the seeds, of the texts that the picture shows.
+
+    `cosine` is that of the angle between w and −u; `update` is û, the root mean square of u.
+    """
+    found: dict[tuple[float, float], list[Course]] = {}
+    for job, course in courses.items():
+        if job.corpus.length is None and job.corpus.shuffled in (0, PROBED):
+            found.setdefault((job.settings.beta2, job.corpus.shuffled), []).append(course)
+    return [
+        {
+            "beta2": beta2,
+            "shuffled": rho,
+            "step": blocks(runs[0].step, most),
+            "cosine": np.mean([blocks(Drivers.of(run.forces).angle, most) for run in runs], axis=0).tolist(),
+            "update": np.mean([blocks(update_rms(run), most) for run in runs], axis=0).tolist(),
+        }
+        for (beta2, rho), runs in found.items()
+    ]
+
+
+def update_rms(course: Course) -> np.ndarray:
+    """û = √(‖u‖²/n) of each record, by the rate of its last step."""
+    forces = course.forces
+    rms: np.ndarray = np.sqrt(forces.injection / (forces.steps * forces.numel)) / course.lr
+    return rms
+
+
+def blocks(column: np.ndarray, most: int) -> list[float]:
+    """Means over that many stretches of a run, or fewer where it has fewer records."""
+    return [float(part.mean()) for part in np.array_split(column, min(most, len(column)))]

@@ -1,0 +1,58 @@
+"""How σ grows: what each force does to it, along how much learning rate, and at which angle."""
+
+import numpy as np
+from settings import Settings
+
+from .course import Course
+
+HALF_NORMAL = 0.887487
+"""λ/σ of normal weights, as they are before the first step, by the probability plot."""
+
+FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
+
+
+def before(course: Course) -> np.ndarray:
+    """σ before each record, [T]."""
+    sigma: np.ndarray = np.sqrt(course.forces.norm_sq / course.forces.numel)
+    return sigma
+
+
+def start_scale(course: Course) -> float:
+    """λ₀, of the normal weights before the first step."""
+    return HALF_NORMAL * float(before(course)[0])
+
+
+def parts(course: Course) -> dict[str, np.ndarray]:
+    """What each force did to σ in every record, [T]; their sum is the change of σ.
+
+    Exactly: σ⁺ − σ = (σ⁺² − σ²)/(σ⁺ + σ), and the forces add up to n·(σ⁺² − σ²).
+    """
+    columns = {force: getattr(course.forces, force) for force in FORCES}
+    whole = course.forces.numel * (course.rms + before(course))
+    return {
+        force: np.zeros(len(whole)) if column is None else np.nan_to_num(column) / whole
+        for force, column in columns.items()
+    }
+
+
+def cosine(course: Course) -> np.ndarray:
+    """Of the angle between w and −u in each record, [T].
+
+    alignment = 2η‖w‖‖u‖·cosθ and injection = η²‖u‖² in each step; a record of several steps gives their mean.
+    """
+    forces = course.forces
+    length = np.sqrt(forces.injection * forces.steps)  # Σ η‖u‖
+    angle: np.ndarray = forces.alignment / (2 * np.sqrt(forces.norm_sq) * length)
+    return angle
+
+
+def moved(course: Course) -> np.ndarray:
+    """Σ η·û of each record, [T], with û the root mean square of u: how far its steps would lead in a row."""
+    length: np.ndarray = np.sqrt(course.forces.injection * course.forces.steps / course.forces.numel)
+    return length
+
+
+def path(settings: Settings) -> np.ndarray:
+    """Ση of all steps so far, [steps + 1]; the last is that of the whole run."""
+    factors = [settings.lr_factor(step) for step in range(1, settings.steps + 1)]
+    return settings.lr * np.concatenate(([0.0], np.cumsum(factors)))

@@ -1,0 +1,197 @@
+"""The error of a reconstructed scale by piece: the sums, how steps are filled in, and the bridge."""
+
+from typing import Any
+
+import numpy as np
+
+import weibull_kernels as wk
+
+from .reconstruction_trail import SUMS, Trail
+
+GAMMA_K = 1.2
+"""k of the published bridge σ/√Γ(1 + 2/k)."""
+
+BRIDGES = ("mean", "gamma", "gamma of its k", "anchored", "measured")
+"""Those of `wk.reconstruction_error`; the Γ bridge with k = 1.2, and with k as it is at each checkpoint."""
+
+
+def of_trail(trail: Trail) -> dict[str, Any]:
+    """One run: its errors by piece, what the offset is made of, and its curves."""
+    ways = [(rule, spacing) for rule in trail.rules if rule != "interval" for spacing in trail.spacings]
+    ways += [("interval", int(np.median(np.diff(trail.step))))] * trail.gapless
+    integration = [
+        {"sums": sums, "rule": rule, "spacing": spacing}
+        | judged(trail, integration_error(trail, trail.change(sums), rule, spacing))
+        for sums in SUMS
+        for rule, spacing in ways
+    ]
+    return {
+        "name": trail.name,
+        "steps": int(trail.step[-1]),
+        "entries": int(trail.numel),
+        "records": len(trail.step),
+        "spacing": trail.dense,
+        "rules": list(trail.rules),
+        "checkpoints": len(trail.at),
+        "integration": in_columns(integration),
+        "bridge": None if trail.scale is None else bridges(trail),
+        "total": None if trail.scale is None else in_columns(totals(trail)),
+        "injection": injection(trail),
+        "curves": curves(trail),
+    }
+
+
+def integration_error(trail: Trail, change: np.ndarray, rule: str, spacing: int) -> np.ndarray:
+    """(σ_pred − σ_obs)/σ_obs at the checkpoints, [C]; NaN at those that no record of the spacing is at."""
+    if rule == "interval":
+        step, start = trail.step, trail.forces.norm_sq[0]
+        norm_sq = wk.integrate_forces(step, change, start, recorded="interval")
+    else:
+        taken = np.full(len(trail.step), True) if len(trail.spacings) == 1 else trail.step % spacing == 0
+        step, start = trail.step[taken], trail.norm_sq[taken][0]
+        norm_sq = wk.integrate_forces(step, change[taken], start, rule=rule)
+    seen, here = np.isin(trail.at, step), np.isin(step, trail.at)
+    error = np.full(len(trail.at), np.nan)
+    # λ has no part in the integration; σ in its place serves for what has none.
+    sigma = np.sqrt(trail.observed[seen] / trail.numel)
+    error[seen] = wk.reconstruction_error(
+        norm_sq[here], trail.observed[seen], sigma, trail.numel, bridge="mean"
+    ).integration
+    return error
+
+
+def bridge_error(trail: Trail, bridge: str) -> Any:
+    """That of σ as observed, at all checkpoints; `.bridge` and `.ratio`, [C]."""
+    return wk.reconstruction_error(
+        trail.observed,
+        trail.observed,
+        trail.scale,
+        trail.numel,
+        bridge=bridge.split()[0],
+        step=trail.at,
+        k=trail.k if bridge == "gamma of its k" else GAMMA_K,
+    )
+
+
+def judged(trail: Trail, error: np.ndarray) -> dict[str, float]:
+    """Mean magnitude past half of the run and over all of it, and the mean with its sign past half."""
+    late = error[trail.late & np.isfinite(error)]
+    return {
+        "late": float(abs(late).mean()),
+        "signed": float(late.mean()),
+        "all": float(abs(error[np.isfinite(error)]).mean()),
+    }
+
+
+def bridges(trail: Trail) -> dict[str, dict[str, float]]:
+    """The error of each bridge, its r past half of the run, and what λ/σ and k are there."""
+    seen = trail.scale / np.sqrt(trail.observed / trail.numel)
+    errors = {bridge: bridge_error(trail, bridge) for bridge in BRIDGES}
+    found = {
+        bridge: judged(trail, error.bridge) | {"ratio": float(error.ratio[trail.late].mean())}
+        for bridge, error in errors.items()
+    }
+    observed = {"ratio": seen, "k": trail.k}
+    return found | {
+        name: {"first": float(values[0]), "late": float(values[trail.late].mean())}
+        for name, values in observed.items()
+    }
+
+
+def totals(trail: Trail) -> list[dict[str, Any]]:
+    """The error of λ for each choice of the three pieces, at the spacing of the published runs."""
+    found = []
+    for sums in ("published", "exact"):
+        for rule in trail.rules:
+            integration = integration_error(trail, trail.change(sums), rule, trail.dense)
+            for bridge in BRIDGES:
+                error = (1 + integration) * (1 + bridge_error(trail, bridge).bridge) - 1
+                found.append({"sums": sums, "rule": rule, "bridge": bridge} | judged(trail, error))
+    return found
+
+
+def injection(trail: Trail) -> dict[str, float]:
+    """What 2·injection too much does to σ, √(1 + 2ΣJ/‖w‖²) − 1, beside the published error by the same rule.
+
+    `gone` is the part of that error which goes when only the injection is counted once, and `gone_exact`
+    that which goes with the exact sums.
+    """
+    rule = trail.rules[0]
+    published, once, exact = (
+        judged(trail, integration_error(trail, trail.change(sums), rule, trail.dense))["late"]
+        for sums in SUMS
+    )
+    # On top of the exact path, so that nothing but the injection is in it.
+    best = trail.rules[-1]
+    without, with_it = (
+        1 + integration_error(trail, change, best, trail.dense)
+        for change in (0 * trail.published, 2 * trail.forces.injection)
+    )
+    twice = with_it**2 - without**2
+    return {
+        "predicted": judged(trail, np.sqrt(1 + twice) - 1)["late"],
+        "published": published,
+        "gone": 1 - once / published if published else 0.0,
+        "gone_exact": 1 - exact / published if published else 0.0,
+        "twice_over_norm": float(twice[np.isfinite(twice)][-1]),
+    }
+
+
+def curves(trail: Trail) -> dict[str, Any]:
+    """At the checkpoints: what was observed, as published, and ours; λ, or σ where there is no λ."""
+    published = 1 + integration_error(trail, trail.change("published"), trail.rules[0], trail.dense)
+    ours = 1 + integration_error(trail, trail.change("exact"), trail.rules[-1], trail.dense)
+    seen = np.sqrt(trail.observed / trail.numel)
+    lines = {"observed": seen, "as_published": seen * published, "ours": seen * ours}
+    if trail.scale is not None:
+        lines["observed"] = trail.scale
+        lines["as_published"] = trail.scale * published * (1 + bridge_error(trail, "mean").bridge)
+        lines["ours"] = trail.scale * ours * (1 + bridge_error(trail, "measured").bridge)
+    chosen = np.unique(np.linspace(0, len(trail.at) - 1, 60).round().astype(int))
+    columns = {
+        name: [float(value) if np.isfinite(value) else None for value in line[chosen]]
+        for name, line in lines.items()
+    }
+    return {
+        "of": "rms" if trail.scale is None else "scale",
+        "step": trail.at[chosen].astype(int).tolist(),
+    } | columns
+
+
+def in_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """A table as a list for each of its columns."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def figure_of(run: dict[str, Any], table: str, key: str = "late", **piece: Any) -> float:
+    """The one number of a table of a run whose pieces are these."""
+    columns = run[table]
+    rows = zip(*(columns[name] for name in piece), strict=True)
+    found = [place for place, row in enumerate(rows) if row == tuple(piece.values())]
+    if len(found) != 1:
+        raise ValueError(f"{table} of {run['name']} must have one row with {piece}, it has {len(found)}")
+    value: float = columns[key][found[0]]
+    return value
+
+
+def integration_of(run: dict[str, Any], sums: str, rule: str, key: str = "late") -> float:
+    """At the spacing of the published runs; that of intervals does not depend on it."""
+    where = {} if rule == "interval" else {"spacing": run["spacing"]}
+    return figure_of(run, "integration", key, sums=sums, rule=rule, **where)
+
+
+def ours(run: dict[str, Any]) -> float:
+    """The error of λ by the exact sums, the best rule there is and the measured bridge."""
+    return figure_of(run, "total", sums="exact", rule=run["rules"][-1], bridge="measured")
+
+
+def as_published(run: dict[str, Any]) -> float:
+    """The error of λ by the published sums, rule and bridge."""
+    return figure_of(run, "total", sums="published", rule=run["rules"][0], bridge="mean")
+
+
+def spacings_of(run: dict[str, Any]) -> list[int]:
+    """At which Euler's rule was tried, the narrowest first."""
+    table = run["integration"]
+    tried = zip(table["rule"], table["spacing"], strict=True)
+    return sorted({spacing for rule, spacing in tried if rule == "euler"})
