@@ -224,7 +224,7 @@ def section(found: dict[str, Any]) -> str:
             f"| {scale['start']:.4f} → {scale['peak']:.4f} → {scale['final']:.4f} "
             f"| {run['alignment_over_decay_at_end']:.2f} |"
         )
-    return "\n".join([*rows, "", *explanation(found)])
+    return "\n\n".join(["\n".join(rows), *explanation(found)])
 
 
 def explanation(found: dict[str, Any]) -> list[str]:

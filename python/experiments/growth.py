@@ -1,5 +1,7 @@
 """How σ grows: what each force does to it, along how much learning rate, and at which angle."""
 
+import math
+
 import numpy as np
 from settings import Settings
 
@@ -56,3 +58,14 @@ def path(settings: Settings) -> np.ndarray:
     """Ση of all steps so far, [steps + 1]; the last is that of the whole run."""
     factors = [settings.lr_factor(step) for step in range(1, settings.steps + 1)]
     return settings.lr * np.concatenate(([0.0], np.cumsum(factors)))
+
+
+def after_peak(settings: Settings, peak_step: int, final_over_peak: float) -> dict[str, float | None]:
+    """How much of the age is left at the peak of λ, and how much of the decay since then was made good.
+
+    Decay alone would leave e^(−age) of λ. The part made good is 1 − ln(peak/final)/age; None without an age.
+    """
+    along = path(settings)
+    left = settings.weight_decay * float(along[-1] - along[peak_step])
+    fall = -math.log(final_over_peak)
+    return {"age": left, "decay_alone": math.exp(-left), "made_good": 1 - fall / left if left > 0 else None}

@@ -1,6 +1,5 @@
 """Overshoot and relaxation: how λ falls back from its peak as the training age Ση·ω grows."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from settings import Settings
 import weibull_kernels as wk
 
 from .course import Course
-from .growth import path, start_scale
+from .growth import after_peak, start_scale
 from .jobs import Job
 from .presets import PYTHIA_70M, with_age
 from .relaxation_claims import claims as claims
@@ -128,17 +127,6 @@ def balance(course: Course, place: int) -> dict[str, float]:
         "coupling": float(mean.coupling[place] / pull),
         "net_over_budget": float(mean.predicted_change[place] / mean.absolute[place]),
     }
-
-
-def after_peak(settings: Settings, peak_step: int, final_over_peak: float) -> dict[str, float | None]:
-    """How much of the age is left at the peak of λ, and how much of the decay since then was made good.
-
-    Decay alone would leave e^(−age) of λ. The part made good is 1 − ln(peak/final)/age; None without an age.
-    """
-    along = path(settings)
-    left = settings.weight_decay * float(along[-1] - along[peak_step])
-    fall = -math.log(final_over_peak)
-    return {"age": left, "decay_alone": math.exp(-left), "made_good": 1 - fall / left if left > 0 else None}
 
 
 def curves(job: Job, course: Course, forces: bool, most: int = 60) -> dict[str, Any]:
