@@ -26,7 +26,7 @@ def draw_accuracy(rows: list[dict[str, Any]], run: dict[str, Any], path: Path) -
         draw_run(panels["run"], run)
         draw_errors(panels["steps"], rows, "error", "of the alignment at single steps")
         draw_errors(panels["impulses"], rows, "impulse_error", "of its sum between checkpoints")
-        panels["impulses"].legend(loc="best")
+        panels["steps"].legend(loc="lower right")
         figure.savefig(path)
 
 

@@ -208,12 +208,14 @@ def test_claims_tell_what_the_sums_do_from_what_the_spacing_does():
     assert offset.exact == "0.00 %"
     late = trail.at[trail.at >= 200]
     wanted = np.sqrt(1 + 0.4 * late / (100 + 3 * late)) - 1
-    assert f"{100 * wanted.mean():.2f} %" in integration.verdict
+    assert f"{100 * wanted.mean():.2f} %" in integration.reason
     assert integration.verdict.startswith("does not hold")
-    assert "100 % of it or more is gone" in integration.verdict
-    assert spacing.verdict.startswith("holds: down to 80 records")
+    assert "100 % of it or more is gone" in integration.reason
+    assert spacing.verdict == "holds"
+    assert spacing.reason.startswith("down to 80 records")
     assert spacing.exact == "0.00 % → 0.00 %"
-    assert bridge.verdict.startswith("holds in part: k is 1.100 at first and 1.100 past half of the run")
+    assert bridge.verdict == "holds in part"
+    assert bridge.reason.startswith("k is 1.100 at first and 1.100 past half of the run")
 
     # A force that falls fast: Euler's rule is off by itself, and the more the wider the spacing.
     change = 3.0 * np.exp(-trail.step / 20)

@@ -12,7 +12,8 @@ class Claim:
         published: the published figure.
         exact: ours, by the exact budget.
         as_published: ours, read as the published code does; "–" where that makes no difference.
-        verdict: begins with "holds", "holds in part" or "does not hold".
+        verdict: begins with "holds", "holds in part" or "does not hold", and is short.
+        reason: where ours differs, by what and why, in a sentence for the text below the table; or "".
     """
 
     claim: str
@@ -20,6 +21,7 @@ class Claim:
     exact: str
     as_published: str
     verdict: str
+    reason: str = ""
 
     def row(self, command: str) -> str:
         """In Markdown."""

@@ -150,11 +150,12 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         )
     points = [100 * run["super_weights"]["points"] for run in found["runs"] if run["super_weights"]]
     if points:
+        moved = dict.fromkeys(f"{value:+.1f}" for value in (min(points), max(points)))
         rows.append(
             Claim(
                 "[W2] the share stays without super-weights (the largest 0.1 % of \\|w·u\\|)",
                 "moves by 0.4 points",
-                f"{min(points):+.1f} … {max(points):+.1f} points",
+                f"{' … '.join(moved)} points",
                 "–",
                 "holds" if max(map(abs, points)) < 2 else "does not hold",
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import EXPERIMENTS
 from .claims import HEADER
+from .presets import PRESETS
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NO_PAGE = f"# The papers' findings, reproduced\n\n{BEGIN}\n{END}\n"
@@ -41,11 +42,28 @@ class Result:
         """Of the table of claims."""
         return [claim.row(self.about["command"]) for claim in self.experiment.claims(self.about["findings"])]
 
+    def heading(self) -> list[str]:
+        """What tells it from the runs of the usual size."""
+        preset = self.about["preset"]
+        if preset == "cpu":
+            return []
+        return [
+            f"### At `--preset {preset}`"
+            if preset in PRESETS
+            else f"### {preset.replace('-', ' ').capitalize()}"
+        ]
+
+    def reasons(self) -> list[str]:
+        """Why ours differs from what is said, for the claims where it does."""
+        claims = self.experiment.claims(self.about["findings"])
+        return [f"- *{claim.claim}*: {claim.reason}." for claim in claims if claim.reason]
+
     def section(self, page: Path) -> str:
         """The numbers in words, with the picture and where they come from."""
         where = _between(page, self.path)
-        return (
-            f"{self.experiment.section(self.about['findings'])}\n\n"
+        parts = [self.experiment.section(self.about["findings"]), "\n".join(self.reasons())]
+        return "\n\n".join(part for part in parts if part) + (
+            "\n\n"
             f"![{self.experiment.TITLE}]({where.removesuffix('.json')}.png)\n\n"
             f"`{self.about['command']}`, on {' and '.join(self.about['machines'])}: "
             f"[{self.path.name}]({where})."
@@ -58,7 +76,7 @@ def results_in(folder: Path) -> list[Result]:
     for experiment in EXPERIMENTS:
         paths = [folder / f"{experiment.NAME}.json", *sorted(folder.glob(f"{experiment.NAME}-*.json"))]
         found += [Result.load(path) for path in paths if path.exists()]
-    return [result for result in found if result.path.stem.startswith(result.experiment.NAME)]
+    return found
 
 
 def table(results: list[Result]) -> str:
@@ -72,7 +90,9 @@ def text(results: list[Result], page: Path) -> str:
     for experiment in EXPERIMENTS:
         mine = [result for result in results if result.experiment is experiment]
         if mine:
-            parts += [f"## {experiment.TITLE}", *(result.section(page) for result in mine)]
+            parts.append(f"## {experiment.TITLE}")
+        for result in mine:
+            parts += [*result.heading(), result.section(page)]
     return "\n\n".join(parts)
 
 
