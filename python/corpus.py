@@ -30,11 +30,13 @@ class Corpus:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # 0 and 0.0 are the same text, and runs are called by what JSON makes of them.
+        object.__setattr__(self, "shuffled", float(self.shuffled))
         if not 0 <= self.shuffled <= 1:
             raise ValueError(f"shuffled must be a part of the positions, from 0 to 1, got {self.shuffled}")
         if self.window < 2:
             raise ValueError(f"window must be at least 2 bytes, got {self.window}")
-        if 0 < self.shuffled and self.moved < 2:
+        if self.shuffled > 0 and self.moved < 2:
             raise ValueError(
                 f"shuffled must be 0, or at least 2 of the {self.window} positions of a window so that they "
                 f"can change places, got {self.shuffled}; raise it or the window"

@@ -33,8 +33,8 @@ class Closure:
 
     def add(self, budget: wk.ForceBudget, measured: Tensor, weights: list[Tensor]) -> None:
         """Judge one interval by the measured change of ‖w‖², [P], and the weights after it."""
+        measured = measured.to(budget.alignment.device)  # displacements are on the host
         residue = (budget.predicted_change - measured).abs()
-        measured = measured.to(budget.alignment.device)
         fourth = torch.stack([weight.detach().double().pow(4).sum() for weight in weights]).to(
             measured.device
         )
@@ -77,17 +77,20 @@ class SuperWeights:
 
 @dataclass
 class Unmoved:
-    """Entries of half-precision transmission weights that a step of AdamW left as they were.
+    """Entries of half-precision transmission weights that a step of AdamW left as they were, and its decay.
 
-    On these rounding undoes whatever the forces did, to the last bit, so that their part of a force is what
-    rounding takes back of it.
+    On these entries rounding undoes whatever the forces did, to the last bit. It may give that back on
+    others, which move by a whole digit: so what decay really did is told by the same step without it.
     """
 
     steps: list[int] = field(default_factory=list)
     fraction: list[float] = field(default_factory=list)
     """Of all entries."""
     forces: list[dict[str, float]] = field(default_factory=list)
-    """Of all entries, with what rounding did to ‖w‖² as "rounding"."""
+    """Of all entries; "rounding" is what rounding did to ‖w‖², and "decay_done" what decay did.
+
+    That is ‖w⁺‖² less what it would be had the step been made, and rounded, with ω = 0.
+    """
     of_unmoved: list[dict[str, float]] = field(default_factory=list)
     """The forces of those entries alone."""
     _before: list[Tensor] = field(default_factory=list)
@@ -108,13 +111,16 @@ class Unmoved:
 
     def add(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Look at the step that was made since; slow, so now and then."""
-        forces, of_unmoved = (dict.fromkeys((*FORCES, "rounding"), 0.0) for _ in range(2))
+        forces, of_unmoved = (dict.fromkeys((*FORCES, "rounding", "decay_done"), 0.0) for _ in range(2))
         unmoved = entries = 0
         for before, (weight, group) in zip(self._before, _transmission(optimizer), strict=True):
             after = weight.detach().double()
             still = after == before
-            terms = _forces_of_entries(before, group, optimizer.state[weight])
+            moved = _moved(group, optimizer.state[weight])
+            terms = _forces_of_entries(before, moved, group["lr"] * group["weight_decay"])
             terms["rounding"] = after.square() - before.square() - sum(terms.values())
+            without = (before - moved).to(weight.dtype).double()
+            terms["decay_done"] = after.square() - without.square()
             for force, term in terms.items():
                 forces[force] += term.sum().item()
                 of_unmoved[force] += term[still].sum().item()
@@ -136,13 +142,17 @@ def _transmission(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, dict[s
     ]
 
 
-def _forces_of_entries(before: Tensor, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Tensor]:
-    """The contribution of every entry to Δ‖w‖², from the state of AdamW after the step."""
+def _moved(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+    """η·u of every entry, float64, from the state of AdamW after the step."""
     beta1, beta2 = group["betas"]
     count = state["step"].item()
     denominator = (state["exp_avg_sq"].double() / (1 - beta2**count)).sqrt() + group["eps"]
-    moved = group["lr"] * state["exp_avg"].double() / (1 - beta1**count) / denominator
-    lost = group["lr"] * group["weight_decay"]
+    moved: Tensor = group["lr"] * state["exp_avg"].double() / (1 - beta1**count) / denominator
+    return moved
+
+
+def _forces_of_entries(before: Tensor, moved: Tensor, lost: float) -> dict[str, Tensor]:
+    """The contribution of every entry to Δ‖w‖² by w, η·u and ηω."""
     return {
         "alignment": -2 * before * moved,
         "injection": moved.square(),

@@ -5,6 +5,7 @@ the weights of some of them. Runs of seeds under 20 were looked at while methods
 chosen; only the others, held out, are in the table.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from optimizers import BETA1
+from recovery_compared import Truth, compared, explained, moving_mean
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from settings import Settings
 from text import library_source
@@ -25,9 +27,8 @@ import weibull_kernels as wk
 from weibull_kernels.gram import CheckpointGram
 from weibull_kernels.gram_pass import checkpoint_gram
 from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
-from weibull_kernels.records import force_series, read_records
+from weibull_kernels.records import force_series, read_records, run_metadata
 from weibull_kernels.recovery_methods import METHODS
-from weibull_kernels.roles import matching_rows
 from weibull_kernels.sinks import ParquetSink
 
 DEFAULT = Settings(every=1, device="cpu")
@@ -41,8 +42,7 @@ RUNS = (
 )
 SPACINGS = (10, 20, 50, 100, 200, 400)
 LOG_LINEAR = "log, then 50"
-AVERAGED = 20  # steps that the truth is averaged over
-FIRST = 20  # before which nothing is judged: the update is not yet what it will be
+SHOWN = 150  # points of a curve that are kept
 ROLES = ("attention_output", "ffn", "qkv", "embedding", "head", "transmission")
 
 
@@ -69,41 +69,6 @@ class Plan:
         return [replace(settings, **changed) for settings in RUNS[: self.runs]]
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What happened in one group of tensors at each of T steps, [T]."""
-
-    forces: wk.ForceBudget
-    averaged: np.ndarray
-    published: np.ndarray
-    rise: np.ndarray
-    saturation: np.ndarray
-
-    @classmethod
-    def of(cls, records: pa.Table, *roles: str) -> "Truth":
-        """From the records of every single step."""
-        step, forces = force_series(records, *roles)
-        phases = wk.find_phases(step, forces)
-        decay = -forces.decay / (2 * forces.norm_sq)
-        return cls(
-            forces,
-            averaged=moving_mean(forces.alignment),
-            # −2η⟨w⁺,u⟩, what the code published with [W2] compares with.
-            published=(1 - decay) * forces.alignment + 2 * forces.injection,
-            rise=(phases == "rise") & (step > FIRST),
-            saturation=np.isin(phases, ("balance", "overshoot", "relaxation")) & (step > FIRST),
-        )
-
-
-def moving_mean(values: np.ndarray) -> np.ndarray:
-    """Over `AVERAGED` steps around each, fewer at the ends."""
-    running = np.concatenate(([0.0], np.cumsum(values)))
-    places = np.arange(len(values))
-    low = np.maximum(places - AVERAGED // 2, 0)
-    high = np.minimum(places + AVERAGED // 2, len(values))
-    return (running[high] - running[low]) / (high - low)
-
-
 def schedules(steps: int) -> dict[str, list[int]]:
     """The steps of the checkpoints that are used, by what the schedule is called."""
     spaced = {str(h): sorted({*range(0, steps + 1, h), steps}) for h in SPACINGS}
@@ -113,17 +78,30 @@ def schedules(steps: int) -> dict[str, list[int]]:
 
 
 def name_of(settings: Settings) -> str:
-    """Of a run's folder and rows."""
+    """Of a run's folder."""
     return (
         f"seed{settings.seed}-width{settings.width}-lr{settings.lr:g}"
         f"-decay{settings.weight_decay:g}-beta{settings.beta2:g}-steps{settings.steps}"
     )
 
 
+def label(settings: Settings) -> str:
+    """Of a run in the rows."""
+    return f"seed{settings.seed}"
+
+
 def trained(
     settings: Settings, source: Tensor, folder: Path, progress: Progress
 ) -> tuple[pa.Table, CheckpointGram]:
-    """The records of every step, and the Gram matrices of the checkpoints, which are then deleted."""
+    """The records of every step, and the Gram matrices of the checkpoints, which are then deleted.
+
+    Raises:
+        ValueError: the folder holds a run of other settings.
+        KeyboardInterrupt: the run was cut off; it is made again from its beginning.
+    """
+    # Not at the top: the experiments import this module.
+    from experiments.jobs import machine, on_one_thread
+
     records_path, gram_path, weights = folder / "records.parquet", folder / "gram.parquet", folder / "weights"
     if not gram_path.exists():
         wanted = {step for steps in schedules(settings.steps).values() for step in steps}
@@ -137,13 +115,52 @@ def trained(
             if step in wanted:
                 torch.save(model.state_dict(), weights / f"step{step}.pt")
 
-        with ParquetSink(records_path, asdict(settings), overwrite=True) as sink:
+        with ParquetSink(records_path, asdict(settings), overwrite=True) as sink, on_one_thread():
             if train(settings, source, sink, visit=keep).interrupted:
                 raise KeyboardInterrupt
-        checkpoint_gram(weights).save(gram_path)
+            on = machine(settings.torch_device())
+        machine_of(folder).write_text(json.dumps({"machine": on}))
+        checkpoint_gram(weights).save(gram_path)  # which marks the run as whole
         shutil.rmtree(weights)
         progress.remove_task(task)
-    return read_records(records_path), CheckpointGram.load(gram_path)
+    records = read_records(records_path)
+    require_same(settings, run_metadata(records)["run"], folder)
+    return records, CheckpointGram.load(gram_path)
+
+
+def machine_of(folder: Path) -> Path:
+    """The file that says what a run was trained on."""
+    return folder / "machine.json"
+
+
+def require_same(settings: Settings, found: dict[str, Any], folder: Path) -> None:
+    """That a run which is there is the one that is asked for: the name of its folder tells only a part."""
+    wanted = asdict(settings)
+    differ = [
+        f"{name} {found.get(name, 'not named')!r} in place of {wanted.get(name, 'not named')!r}"
+        for name in sorted(wanted.keys() | found.keys())
+        if name not in found or name not in wanted or wanted[name] != found[name]
+    ]
+    if differ:
+        raise ValueError(
+            f"{folder} holds a run with {', '.join(differ)}; remove the folder, or name another one by --out"
+        )
+
+
+def described(settings: Settings, folder: Path) -> dict[str, Any]:
+    """What there is to say about a run: what it was made of, and where."""
+    if not machine_of(folder).exists():
+        raise ValueError(
+            f"{folder} has no {machine_of(folder).name}, which names what the run was trained on; "
+            "remove the folder, or name another one by --out"
+        )
+    names = ("seed", "width", "steps", "lr", "weight_decay", "beta2", "clip", "age")
+    return {
+        "run": label(settings),
+        "folder": folder.name,
+        **{name: getattr(settings, name) for name in names},
+        **json.loads(machine_of(folder).read_text()),
+    }
 
 
 def judged(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Iterator[dict[str, Any]]:
@@ -156,15 +173,14 @@ def judged(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Itera
     }
     for schedule, steps in schedules(settings.steps).items():
         for method in METHODS:
-            recovery = recovered(settings, gram.at(steps), method=method)
+            chosen = gram.at(steps)
+            recovery = recovered(settings, chosen, method=method)
             for role, truth in truths.items():
-                yield {
-                    "run": name_of(settings),
-                    "schedule": schedule,
-                    "method": method,
-                    "role": role,
-                    **compared(recovery, truth, role),
-                }
+                found = compared(recovery, truth, role)
+                if method == "spline" or (method != "corrected" and role == "transmission"):
+                    found["rise"] |= explained(recovery, chosen, truth, role, settings)
+                names = {"schedule": schedule, "method": method, "role": role}
+                yield {"run": label(settings), **names, **found}
 
 
 def variants(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Iterator[dict[str, Any]]:
@@ -174,12 +190,13 @@ def variants(settings: Settings, records: pa.Table, gram: CheckpointGram) -> Ite
         for variable in VARIABLES:
             for bc_type in END_CONDITIONS:
                 recovery = recovered(settings, gram.at(steps), variable=variable, bc_type=bc_type)
+                found = compared(recovery, truth, "transmission")
                 yield {
-                    "run": name_of(settings),
+                    "run": label(settings),
                     "schedule": schedule,
                     "variable": variable,
                     "bc_type": bc_type,
-                    **compared(recovery, truth, "transmission"),
+                    **{phase: {"error": part["error"]} for phase, part in found.items()},
                 }
 
 
@@ -195,164 +212,42 @@ def recovered(settings: Settings, gram: CheckpointGram, **options: Any) -> wk.Re
     )
 
 
-def compared(recovery: wk.Recovery, truth: Truth, role: str) -> dict[str, Any]:
-    """Medians over the steps, and over the intervals, of the rise and of saturation."""
-    place = recovery.step - 1
-    alignment = recovery.series(role=role).alignment
-    impulses = recovery.impulses.series(role=role)
-    start = recovery.impulses.step - recovery.impulses.steps
-    done = np.concatenate(([0.0], np.cumsum(truth.forces.alignment)))
-    true = done[recovery.impulses.step] - done[start]
-    rows = matching_rows(recovery.names, recovery.roles, "*", role)
-    found: dict[str, Any] = {}
-    for phase in ("rise", "saturation"):
-        steps = getattr(truth, phase)[place]
-        part = np.add.reduceat(getattr(truth, phase)[place].astype(float), start - start[0])
-        intervals = part > recovery.impulses.steps / 2
-        ratio = (alignment / truth.averaged[place])[steps]
-        impulse = (impulses.alignment / true)[intervals]
-        found[phase] = {
-            "steps": int(steps.sum()),
-            "ratio": middle(ratio),
-            "as_published": middle((alignment / truth.published[place])[steps]),
-            "error": middle(abs(ratio - 1)),
-            "intervals": int(intervals.sum()),
-            "impulse_ratio": middle(impulse),
-            "impulse_error": middle(abs(impulse - 1)),
-        }
-        if recovery.impulses.alignment_error is not None:
-            sigma = recovery.impulses.alignment_error[rows].sum(axis=0)
-            known = intervals & (sigma > 0)  # of a single step nothing is uncertain
-            off = abs(impulses.alignment - true)[known] / sigma[known]
-            found[phase]["within_one_sigma"] = float((off <= 1).mean()) if len(off) else None
-            found[phase]["within_two_sigma"] = float((off <= 2).mean()) if len(off) else None
-    return found
-
-
-def middle(values: np.ndarray) -> float | None:
-    """The median, to five digits; None of nothing."""
-    return float(f"{np.median(values):.5g}") if len(values) else None
-
-
-def table(rows: list[dict[str, Any]], role: str) -> str:
-    """Medians over the runs, in Markdown."""
-    lines = [
-        "| spacing | method | ratio | as published | error | impulse error | within 1σ "
-        "| saturation: error | impulse error |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    mine = [row for row in rows if row["role"] == role]
-    for schedule in dict.fromkeys(row["schedule"] for row in mine):
-        for method in METHODS:
-            runs = [row for row in mine if (row["schedule"], row["method"]) == (schedule, method)]
-
-            def over(phase: str, key: str, digits: str, runs: list[dict[str, Any]] = runs) -> str:
-                values = [run[phase][key] for run in runs if run[phase].get(key) is not None]
-                return format(float(np.median(values)), digits) if values else "–"
-
-            cells = [
-                schedule,
-                f"`{method}`",
-                over("rise", "ratio", ".3f"),
-                over("rise", "as_published", ".3f"),
-                over("rise", "error", ".1%"),
-                over("rise", "impulse_error", ".2%"),
-                over("rise", "within_one_sigma", ".0%"),
-                over("saturation", "error", ".1%"),
-                over("saturation", "impulse_error", ".2%"),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def variants_table(rows: list[dict[str, Any]]) -> str:
-    """Median errors in the rise and in saturation by spacing, in Markdown."""
-    names = list(dict.fromkeys(row["schedule"] for row in rows))
-    lines = [
-        f"| along | ends | {' | '.join(names)} |",
-        f"|---|---|{'--:|' * len(names)}",
-    ]
-    for variable in VARIABLES:
-        for bc_type in END_CONDITIONS:
-            cells = []
-            for schedule in names:
-                mine = [
-                    row
-                    for row in rows
-                    if (row["variable"], row["bc_type"], row["schedule"]) == (variable, bc_type, schedule)
-                ]
-                errors = [
-                    [row[phase]["error"] for row in mine if row[phase]["error"] is not None]
-                    for phase in ("rise", "saturation")
-                ]
-                cells.append(" / ".join(f"{np.median(part):.1%}" if part else "–" for part in errors))
-            lines.append(f"| `{variable}` | {bc_type} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def page(found: dict[str, Any], plan: Plan) -> str:
-    """All tables, for a page of their own."""
-    rows, ways, runs = found["runs"], found["interpolation"], plan.settings
-    kinds = "\n".join(f"- `{name_of(run)}`" for run in runs)
-    return f"""# Forces recovered from checkpoints, against the true ones
-
-Written by `python python/reproduce.py recovery`; the numbers of every run and role are in `recovery.json`.
-Runs of {runs[0].steps} steps of the demo's model, none of which was looked at while methods were chosen:
-
-{kinds}
-
-**Ratio** is recovered over true alignment, the truth averaged over {AVERAGED} steps; **as published** is
-against −2η⟨w⁺,u⟩ at single steps, as in [W2]; **error** is the median of |ratio − 1| over the steps of
-the rise, then of saturation (balance, overshoot and relaxation). **Impulse error** is that of the
-alignment summed over the interval between two checkpoints, and **within 1σ** how many intervals are as
-close as they say. Each number is the median over the runs that have such a phase.
-
-## Transmission weights
-
-{table(rows, "transmission")}
-
-## QKV
-
-{table(rows, "qkv")}
-
-## Embedding
-
-{table(rows, "embedding")}
-
-## Along what, and how it ends
-
-The error of `corrected` on the transmission weights, in the rise / in saturation, by the variable that ‖w‖²
-is interpolated along and the end condition of the spline. `lr_sum`, Ση, with not-a-knot ends is the default.
-
-{variants_table(ways)}
-"""
-
-
 def experiment(plan: Plan, out: Path) -> dict[str, Any]:
     """Train, hide the optimizer, recover, and compare with what the ledger says; the numbers of it."""
     source = library_source()
+    models: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     ways: list[dict[str, Any]] = []
+    shown: dict[str, Any] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         all_runs = progress.add_task("runs", total=plan.runs)
         for settings in plan.settings:
-            records, gram = trained(settings, source, out / name_of(settings), progress)
+            folder = out / name_of(settings)
+            records, gram = trained(settings, source, folder, progress)
+            models.append(described(settings, folder))
             rows += judged(settings, records, gram)
             ways += variants(settings, records, gram)
+            shown = shown or shown_run(settings, records, gram)
             progress.advance(all_runs)
-    first = plan.settings[0]
-    records, gram = trained(first, source, out / name_of(first), Progress(disable=True))
-    return {"runs": rows, "interpolation": ways, "shown": shown_run(first, records, gram)}
+    return {"steps": plan.steps, "models": models, "runs": rows, "interpolation": ways, "shown": shown}
 
 
 def shown_run(settings: Settings, records: pa.Table, gram: CheckpointGram) -> dict[str, Any]:
-    """The alignment of one run, true and recovered from checkpoints 50 steps apart, [T] each."""
+    """The alignment of one run, true and recovered from checkpoints 50 steps apart, at some of the steps."""
     step, truth = force_series(records, *wk.TRANSMISSION)
-    averaged = moving_mean(truth.alignment)
-    found = {"step": step.tolist(), "true": truth.alignment.tolist(), "averaged": averaged.tolist()}
+    chosen = np.unique(np.linspace(0, len(step) - 1, SHOWN).round().astype(int))
+    curves = {"step": step, "true": truth.alignment, "averaged": moving_mean(truth.alignment)}
     spacing = 50 if settings.steps >= 200 else 10
+    knots = gram.at(schedules(settings.steps)[str(spacing)])
     for method in ("corrected", "spline", "two_point"):
-        recovery = recovered(settings, gram.at(range(0, settings.steps + 1, spacing)), method=method)
-        found[method] = recovery.series(role="transmission").alignment.tolist()
-    return found | {"spacing": spacing}
+        recovery = recovered(settings, knots, method=method)
+        curves[method] = recovery.series(role="transmission").alignment
+    return {name: curve[chosen].tolist() for name, curve in curves.items()} | {"spacing": spacing}
+
+
+def page(found: dict[str, Any], plan: Plan) -> str:
+    """All tables, for a page of their own."""
+    from experiments import recovery  # which imports this module
+
+    return recovery.tables(found)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import typer
 from optimizers import BETA1
-from recovery_accuracy import DEFAULT, FIRST, SPACINGS, name_of, trained
+from recovery_accuracy import DEFAULT, SPACINGS, name_of, trained
+from recovery_compared import FIRST
 from rich.progress import Progress
 from settings import Settings
 from text import library_source

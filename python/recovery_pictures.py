@@ -26,19 +26,21 @@ def draw_accuracy(rows: list[dict[str, Any]], run: dict[str, Any], path: Path) -
         draw_run(panels["run"], run)
         draw_errors(panels["steps"], rows, "error", "of the alignment at single steps")
         draw_errors(panels["impulses"], rows, "impulse_error", "of its sum between checkpoints")
-        panels["steps"].legend(loc="lower right")
-        figure.savefig(path)
+        # Below both, as the curves leave no room in either.
+        figure.legend(*panels["steps"].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
 
 
 def draw_run(axes: Any, run: dict[str, Any]) -> None:
     """The alignment of the transmission weights, step by step."""
-    axes.plot(run["step"], run["true"], color="#BBBBBB", linewidth=0.7, label="true, each step")
+    axes.plot(run["step"], run["true"], color="#BBBBBB", linewidth=0.7, label="true, single steps")
     axes.plot(run["step"], run["averaged"], color="black", linewidth=1.8, label="true, mean of 20 steps")
     for method in ("two_point", "spline", "corrected"):
         look = {key: value for key, value in LOOKS[method].items() if key != "marker"}
         axes.plot(run["step"], run[method], linewidth=1.6, label=method.replace("_", "-"), **look)
     # The first steps are many times larger than the rest.
-    axes.set_ylim(*np.array([-0.1, 1.25]) * np.quantile(run["true"][20:], 0.99))
+    axes.set_ylim(*np.array([-0.1, 1.25]) * np.quantile(run["true"][run["step"] > 20], 0.99))
     axes.set_xlim(0, run["step"][-1])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("alignment, contribution to Δ‖w‖² of a step")

@@ -1,6 +1,6 @@
 """The experiments of the papers, one command each: `python python/reproduce.py relaxation`."""
 
-import sys
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,12 @@ from experiments.results import results_file, write_results
 from recovery_accuracy import Plan
 from recovery_accuracy import page as recovery_tables
 
-FOLDER = Path(__file__).parent
-RUNS = Path("runs/papers")
-RESULTS = FOLDER.parent / "benchmarks" / "results"
-PAGE = FOLDER / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "papers"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "python" / "README.md"
+PLACES = ("out", "results", "page")
+"""The options that say where, which change no number."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -31,8 +33,16 @@ Width = Annotated[int | None, typer.Option(min=8, help="instead of the preset's"
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto, instead of the preset's")]
 Only = Annotated[str, typer.Option(help="only the runs whose name has this in it")]
 Out = Annotated[Path, typer.Option(help="folder of the runs; those that are there are not made again")]
-Results = Annotated[Path, typer.Option(help="folder of the numbers and the picture")]
-Page = Annotated[Path, typer.Option(help="the page, with the table of all that is in --results")]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of the numbers and the picture: benchmarks/results, or a folder in --out where the "
+        "experiment is not run as it is meant"
+    ),
+]
+Page = Annotated[
+    Path | None, typer.Option(help="the page of all that is in --results: python/README.md, or beside them")
+]
 
 
 @app.callback()
@@ -44,6 +54,7 @@ def command_of(experiment: Any) -> Callable[..., None]:
     """The command of an experiment that consists of training runs."""
 
     def command(
+        context: typer.Context,
         preset: Preset = "cpu",
         seeds: Seeds = None,
         steps: Steps = None,
@@ -51,9 +62,12 @@ def command_of(experiment: Any) -> Callable[..., None]:
         device: Device = None,
         only: Only = "",
         out: Out = RUNS,
-        results: Results = RESULTS,
-        page: Page = PAGE,
+        results: Results = None,
+        page: Page = None,
     ) -> None:
+        changed = any(each is not None for each in (seeds, steps, width, device)) or bool(only)
+        places = placed(results, page, out, changed)
+
         def make() -> None:
             base = sized(preset, steps, width=width, device=device)
             jobs = experiment.jobs(base, experiment.SEEDS if seeds is None else numbers(seeds))
@@ -62,7 +76,8 @@ def command_of(experiment: Any) -> Callable[..., None]:
                 names = ", ".join(job.name for job in jobs)
                 raise ValueError(f"no run has {only!r} in its name; they are {names}")
             courses = trained(chosen, out)
-            leave(experiment, preset, experiment.findings(courses), ran_on(courses.values()), results, page)
+            found = experiment.findings(courses)
+            leave(experiment, preset, found, ran_on(courses.values()), as_typed(context), places)
 
         guarded(make)
 
@@ -70,22 +85,32 @@ def command_of(experiment: Any) -> Callable[..., None]:
     return command
 
 
+def placed(results: Path | None, page: Path | None, out: Path, changed: bool) -> tuple[Path, Path]:
+    """Where numbers and page go: a trial at another size leaves alone what is in the repository."""
+    if results is None:
+        results = out / "results" if changed else RESULTS
+    if page is None:
+        page = PAGE if results.resolve() == RESULTS else results / "README.md"
+    return results, page
+
+
 def leave(
     experiment: Any,
     preset: str,
     found: dict[str, Any],
     machines: list[str],
-    results: Path,
-    page: Path,
-    command: str | None = None,
+    command: str,
+    places: tuple[Path, Path],
 ) -> None:
     """Write the numbers, the picture and the page, and print the section."""
+    results, page = places
     path = results_file(results, experiment.NAME, preset)
-    write_results(path, found, command=command or as_typed(), preset=preset, machines=machines)
+    write_results(path, found, command=command, preset=preset, machines=machines)
     result = results_page.Result.load(path)
     result.draw()
     results_page.write(results, page)
     typer.echo(result.section(page))
+    typer.echo(f"\nwritten: {path}, {result.picture}, {page}")
 
 
 def ran_on(courses: Iterable[Course]) -> list[str]:
@@ -113,9 +138,12 @@ def numbers(given: str) -> tuple[int, ...]:
         raise ValueError(f"seeds must be whole numbers parted by commas, got {given!r}") from None
 
 
-def as_typed() -> str:
-    """The command that is running, for the files that it leaves."""
-    return " ".join(["python python/reproduce.py", *sys.argv[1:]])
+def as_typed(context: typer.Context) -> str:
+    """The command that is running, for the files that it leaves, without the options that say where."""
+    given = {name: value for name, value in context.params.items() if name not in PLACES}
+    usual = {option.name: option.default for option in context.command.params}
+    options = [f"--{name}={value}" for name, value in given.items() if value != usual[name]]
+    return shlex.join(["python", "python/reproduce.py", str(context.info_name), *options])
 
 
 for each in EXPERIMENTS:
@@ -128,47 +156,50 @@ for each in EXPERIMENTS:
 def read_logs(
     logs: Annotated[list[Path], typer.Argument(help="folders or files in the format of [W2]")],
     weight_decay: Annotated[float, typer.Option(help="ω of the runs")] = PYTHIA_70M.weight_decay,
-    results: Results = RESULTS,
-    page: Page = PAGE,
+    results: Results = None,
+    page: Page = None,
 ) -> None:
     """The reconstruction offset in logs that were published, or that are of the published format."""
+    places = placed(results, page, RUNS, changed=True)
 
     def make() -> None:
         found = reconstruction.findings_in_logs(logs, weight_decay)
         # By their names, as where they lie differs from machine to machine.
         names = [run["name"] for run in found["runs"]]
         decay = [] if weight_decay == PYTHIA_70M.weight_decay else [f"--weight-decay={weight_decay:g}"]
-        typed = " ".join(["python python/reproduce.py logs", *decay, *names])
-        leave(reconstruction, reconstruction.LOGS, found, [reconstruction.LOGS_FROM], results, page, typed)
+        typed = shlex.join(["python", "python/reproduce.py", "logs", *decay, *names])
+        leave(reconstruction, reconstruction.LOGS, found, [reconstruction.LOGS_FROM], typed, places)
 
     guarded(make)
 
 
 @app.command(recovery.NAME, help=recovery.__doc__)
 def recover(
+    context: typer.Context,
     steps: Annotated[int, typer.Option(help="of every run")] = Plan.steps,
     runs: Annotated[int, typer.Option(help="how many of the runs")] = Plan.runs,
     width: Width = None,
-    out: Out = Path("runs/recovery"),
-    results: Results = RESULTS,
-    page: Page = PAGE,
+    out: Out = ROOT / "runs" / "recovery",
+    results: Results = None,
+    page: Page = None,
 ) -> None:
     """Train, hide the optimizer, recover its forces by every method, and compare with the ledger."""
 
     def make() -> None:
         plan = Plan(steps, runs, width)
+        places = placed(results, page, out, plan != Plan())
         found = recovery.findings(plan, out)
-        results.mkdir(parents=True, exist_ok=True)
-        (results / "recovery.md").write_text(recovery_tables(found, plan))
-        leave(recovery, "cpu", found, [machine(torch.device("cpu"))], results, page)
+        places[0].mkdir(parents=True, exist_ok=True)
+        (places[0] / "recovery.md").write_text(recovery_tables(found, plan))
+        leave(recovery, "cpu", found, [machine(torch.device("cpu"))], as_typed(context), places)
 
     guarded(make)
 
 
 @app.command("page")
 def write_page(
-    results: Results = RESULTS,
-    page: Page = PAGE,
+    results: Annotated[Path, typer.Option(help="folder of the numbers")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="the page")] = PAGE,
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 if it would")] = False,
 ) -> None:
     """Write the page, and draw the pictures, from the numbers that are there."""

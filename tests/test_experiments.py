@@ -72,6 +72,9 @@ def test_an_experiment_leaves_records_numbers_a_picture_and_the_page(finished):
     assert about["command"] in written
     assert "(results/four-seeds.png)" in written
     assert four_seeds.section(about["findings"]) in result.output
+    assert about["command"] == (
+        "python python/reproduce.py four-seeds --steps=40 --width=16 --seeds=0,1 --only=neox"
+    )
     for records in (folder / "runs").glob("*/records.parquet"):
         assert read_records(records).num_rows > 0
 
@@ -115,7 +118,6 @@ def test_killed_half_way_and_resumed_it_ends_with_the_same_numbers(finished, tmp
     killed = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
     )
@@ -123,13 +125,67 @@ def test_killed_half_way_and_resumed_it_ends_with_the_same_numbers(finished, tmp
     if how == signal.SIGINT:
         assert "the same command goes on" in killed.stderr
     whole = list((tmp_path / "runs").glob("*/summary.json"))
-    begun = list((tmp_path / "runs").glob("*/records.parquet*"))
-    assert (len(whole), len(begun)) == (1, 2)
+    begun = list((tmp_path / "runs").glob("*.part-*/run/records.parquet.part"))
+    assert (len(whole), len(begun)) == (1, 1 if how == signal.SIGKILL else 0)
     assert not (tmp_path / "results").exists()
     first = whole[0].stat().st_mtime_ns
     assert command(tmp_path, *FOUR_SEEDS).exit_code == 0
     assert whole[0].stat().st_mtime_ns == first  # that one was not made again
     assert results_of(tmp_path) == results_of(folder)
+
+
+def test_a_trial_leaves_alone_what_is_in_the_repository(tmp_path, monkeypatch):
+    """Without --results, numbers of another size go into a folder beside the runs."""
+    for place in ("RESULTS", "PAGE"):
+        monkeypatch.setattr(reproduce, place, tmp_path / "repository" / place)
+    result = CliRunner().invoke(reproduce.app, [*FOUR_SEEDS, "--seeds=0", f"--out={tmp_path / 'runs'}"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "runs" / "results" / "four-seeds.json").exists()
+    assert (tmp_path / "runs" / "results" / "README.md").exists()
+    assert not (tmp_path / "repository").exists()
+    assert reproduce.placed(None, None, tmp_path, changed=False) == (reproduce.RESULTS, reproduce.PAGE)
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path):
+    """Two threads sum in another order than one."""
+    job, found = Job(TINY), []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(trained([job], tmp_path / str(threads))[job])
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert found[0].scale.tolist() == found[1].scale.tolist()
+    assert found[0].forces.alignment.tolist() == found[1].forces.alignment.tolist()
+
+
+def test_of_two_processes_that_make_a_run_the_first_to_end_counts(tmp_path, monkeypatch):
+    job = Job(TINY)
+    whole = trained([job], tmp_path)[job]
+    jobs.make(job, tmp_path)  # as if both had found it missing
+    assert [path.name for path in tmp_path.iterdir()] == [job.name]
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.make(job, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [job.name]
+    assert trained([job], tmp_path)[job].scale.tolist() == whole.scale.tolist()
+
+
+def test_runs_on_different_texts_are_not_taken_together(tmp_path):
+    base = Job(TINY)
+    both = [base, base.with_(seed=1)]
+    trained(both, tmp_path)
+    summary = tmp_path / base.name / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"text": "another"}))
+    with pytest.raises(ValueError, match="made on different texts, of different versions of Python: neox"):
+        trained(both, tmp_path)
+    assert trained([base], tmp_path)
 
 
 def test_only_some_runs(tmp_path):
@@ -154,7 +210,7 @@ def test_a_wrong_option_is_named(tmp_path, arguments, said):
     result = command(tmp_path, "four-seeds", *arguments)
     assert result.exit_code == 2
     assert said in result.output
-    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_two_jobs_share_a_folder():
@@ -186,7 +242,7 @@ def test_a_course_is_what_the_records_say(tmp_path):
     assert sum(course.work.values()) == pytest.approx(after[peak] / start - 1, rel=1e-9)
     assert np.isfinite(course.scale).all()
     assert course.lr == pytest.approx([TINY.lr * TINY.lr_factor(step) for step in course.step])
-    again = read_course(tmp_path / job.name / "records.parquet", tmp_path / job.name / "summary.json")
+    again = read_course(tmp_path / job.name)
     assert again.scale.tolist() == course.scale.tolist()
 
 
@@ -202,13 +258,13 @@ def test_the_presets_are_as_old_as_the_published_runs():
     assert layers * 9 * width**2 == 14_155_776
 
 
-def test_the_published_reading_counts_the_injection_twice():
+def test_the_published_reading_counts_the_injection_three_times():
     """A = 90, J = 4, D = 6: (90 + 8)/(98 + 4 + 6)."""
 
     class Shares:
         alignment, injection, decay = np.array([0.90]), np.array([0.04]), np.array([-0.06])
 
-    assert four_seeds.counted_twice(Shares) == pytest.approx([98 / 108])
+    assert four_seeds.with_more_injection(Shares) == pytest.approx([98 / 108])
 
 
 def test_the_rise_is_a_part_of_the_run():
@@ -238,6 +294,9 @@ def test_results_can_be_read_again(tmp_path):
     write_results(path, findings, command="c", preset="pythia-70m", machines=["m"])
     assert json.loads(path.read_text())["findings"] == findings
     assert max(map(len, path.read_text().splitlines())) < 400
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results(path, {"a": float("nan")}, command="c", preset="pythia-70m", machines=["m"])
+    assert json.loads(path.read_text())["findings"] == findings
 
 
 def test_the_page_keeps_what_was_written_by_hand(finished, tmp_path):
@@ -251,6 +310,7 @@ def test_the_page_keeps_what_was_written_by_hand(finished, tmp_path):
     assert "outdated" not in text
     relative = os.path.relpath(folder / "results" / "four-seeds.png", tmp_path)
     assert f"]({relative})" in text
+    about = json.loads((folder / "results" / "four-seeds.json").read_text())
     call = ["page", f"--results={folder / 'results'}", f"--page={written}", "--check"]
     assert CliRunner().invoke(reproduce.app, call).exit_code == 0
     written.write_text(text.replace("holds", "fails"))
@@ -259,6 +319,16 @@ def test_the_page_keeps_what_was_written_by_hand(finished, tmp_path):
     assert "does not say what is in" in result.output
     assert CliRunner().invoke(reproduce.app, call[:-1]).exit_code == 0
     assert written.read_text() == text
+    stray = folder / "results" / "four-seeds-older.json"
+    for content, message in (
+        (about, "is of no experiment"),
+        ({"preset": "older"}, "lacks command, findings"),
+    ):
+        stray.write_text(json.dumps(content | {"preset": "oldest" if content is about else "older"}))
+        result = CliRunner().invoke(reproduce.app, call[:-1])
+        stray.unlink()
+        assert result.exit_code == 2
+        assert message in result.output
     written.write_text("no markers")
     result = CliRunner().invoke(reproduce.app, call[:-1])
     assert result.exit_code == 2

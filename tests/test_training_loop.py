@@ -249,7 +249,10 @@ def one_matrix(weight, lr, weight_decay):
 
 
 def test_unmoved_by_hand():
-    """A first step of ±1: w = 1 stays, since bfloat16 has 1/256 under it and 1/128 over it; w = 0 moves."""
+    """A first step of ±1: w = 1 stays, since bfloat16 has 1/256 under it and 1/128 over it; w = 0 moves.
+
+    And would have stayed without decay, of which nothing is done.
+    """
     weight, optimizer = one_matrix(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), 2.0**-10, 0.25)
     weight.grad = torch.tensor([[-1.0, 1.0]], dtype=torch.bfloat16)
     found = Unmoved()
@@ -266,6 +269,7 @@ def test_unmoved_by_hand():
     assert forces["injection"] == pytest.approx(2 * eta**2, rel=1e-6)
     assert unmoved["decay"] == forces["decay"] == pytest.approx(-2 * lost)
     assert unmoved["coupling"] == pytest.approx(lost * (lost - 2 * eta), rel=1e-6)
+    assert unmoved["decay_done"] == forces["decay_done"] == 0
     assert unmoved["rounding"] == pytest.approx(-sum(unmoved[force] for force in FORCES), rel=1e-12)
     assert found.summary == {
         "step": [7],
@@ -273,6 +277,20 @@ def test_unmoved_by_hand():
         "forces": [forces],
         "of_unmoved": [unmoved],
     }
+
+
+def test_decay_that_tips_the_scales_is_done():
+    """w = 1 less 3/2048 of the update stays, as half a digit is 4/2048; with 2/2048 of decay it moves by 8."""
+    weight, optimizer = one_matrix(torch.tensor([[1.0]], dtype=torch.bfloat16), 3 * 2.0**-11, 2 / 3)
+    weight.grad = torch.tensor([[1.0]], dtype=torch.bfloat16)
+    found = Unmoved()
+    found.remember(optimizer)
+    optimizer.step()
+    found.add(1, optimizer)
+    assert weight.item() == 1 - 2.0**-8
+    assert found.fraction == [0.0]
+    assert found.forces[0]["decay"] == pytest.approx(-2 * 2.0**-10)
+    assert found.forces[0]["decay_done"] == (1 - 2.0**-8) ** 2 - 1
 
 
 def test_unmoved_sees_the_forces_and_the_rounding_of_the_ledger():

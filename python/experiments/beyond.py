@@ -8,65 +8,59 @@ from settings import Settings
 
 from weibull_kernels.phases import moving_average
 
-from .beyond_picture import draw
+from .beyond_picture import draw as draw
 from .claims import Claim, percent, spread
 from .course import Course
-from .four_seeds import band, in_rise
+from .growth import cosine, start_scale
 from .jobs import Job
-from .presets import PYTHIA_70M, with_age
+from .long_path import as_long
+from .presets import with_age
 
 NAME = "beyond"
 TITLE = "Beyond the papers: no decay, bfloat16 weights, Lion and Muon"
 SEEDS = (0, 1)
 FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
 THREE = FORCES[:3]
-AGE = 1.0
-"""Ση·ω: at that of the published runs, 0.11, decay has hardly begun."""
+AGE = 2.2
+"""Ση·ω: one at which λ rises, peaks and falls; of the runs of [W2] the one with the most decay."""
 LION = 4.0
-"""Every entry of Lion's update is ±1, those of AdamW's are about a quarter: η/4 and 4ω move and decay alike."""
+"""An entry of Lion's update is ±1, one of AdamW's about a quarter: η/4 and 4ω move and decay alike."""
 TAIL = 0.05
 """The part of the run that is its end."""
+NARROW = ", bfloat16 weights"
 
 
 def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
-    """A run of every variant for every seed."""
-    adamw = with_age(replace(base, lr=base.lr * further(base)), AGE)
+    """A run of every variant for every seed; AdamW's own are those of other experiments too."""
+    adamw = with_age(as_long(base), AGE)
     # A displacement is that of one step; Weibull fits are as far apart as the others'.
     single = replace(adamw, every=1, fit_every=base.every * base.fit_every)
-    variants = (
-        adamw,
-        replace(adamw, weight_decay=0.0),
-        replace(adamw, weights="bfloat16"),
-        replace(adamw, weights="bfloat16", weight_decay=0.0),
+    of_adam = [adamw, replace(adamw, weight_decay=0.0), base]
+    variants = [
+        *of_adam,
+        *(replace(variant, weights="bfloat16") for variant in of_adam),
         replace(single, optimizer="lion", lr=adamw.lr / LION, weight_decay=LION * adamw.weight_decay),
         replace(single, optimizer="muon"),
-    )
+    ]
     return [Job(replace(variant, seed=seed)) for variant in variants for seed in seeds]
-
-
-def further(base: Settings, most: float = 3.0) -> float:
-    """How many times η is larger, so that a short run rises before an age of 1 has worn it down.
-
-    Growth goes with Ση and decay with Ση·ω. In a twentieth of the steps a run of the same age decays twenty
-    times as fast, at an η that is four times as large; three times more and λ has a peak. At the published
-    number of steps this is 1.
-    """
-    return min(most, max(1.0, PYTHIA_70M.lr * PYTHIA_70M.steps / (base.lr * base.steps)))
 
 
 def variant_of(settings: Settings) -> str:
     """What is different about a run, in words."""
-    decays = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon"}[settings.optimizer]
-    name = decays if settings.weight_decay else f"{decays.removesuffix('W')} without decay"
-    return name if settings.weights == "float32" else f"{name}, {settings.weights} weights"
+    name = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon"}[settings.optimizer]
+    if settings.weight_decay == 0:
+        name = f"{name.removesuffix('W')} without decay"
+    elif settings.age < AGE / 2:
+        name += f", age {settings.age:.2f}"
+    return name + NARROW * (settings.weights == "bfloat16")
 
 
 def findings(courses: dict[Job, Course]) -> dict[str, Any]:
     """The budget of every run, and of those with bfloat16 weights beside their twins in float32."""
     runs = [of_run(job, course) for job, course in courses.items()]
-    first = {run["variant"]: run["seed"] for run in reversed(runs)}
+    first = min(run["seed"] for run in runs)
     for run in runs:
-        if run["seed"] != first[run["variant"]]:
+        if run["seed"] != first:
             del run["curves"]
     return {"runs": runs, "twins": twins(courses)}
 
@@ -74,28 +68,30 @@ def findings(courses: dict[Job, Course]) -> dict[str, Any]:
 def of_run(job: Job, course: Course) -> dict[str, Any]:
     """One run: what each force did, how long and how well aimed its updates were, and its curves."""
     settings, run, phases = job.settings, course.run, course.phases
-    rise, tail = in_rise(course.step, settings.steps), course.step > (1 - TAIL) * settings.steps
+    rise, tail = (
+        np.arange(len(course.step)) <= np.argmax(course.rms),
+        course.step > (1 - TAIL) * settings.steps,
+    )
     fitted = np.flatnonzero(~np.isnan(course.scale))
-    mean = course.mean
     return {
         "variant": variant_of(settings),
         "seed": settings.seed,
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
-        "age": run.effective_age,
+        "age": settings.age,
         "steps": settings.steps,
-        "scale": {"start": float(course.scale[fitted[0]]), "peak": run.peak, "final": run.final},
+        "scale": {"start": start_scale(course), "peak": run.peak, "final": run.final},
         "peak_at": run.peak_step / settings.steps,
         "k": {"start": float(course.k[fitted[0]]), "final": float(course.k[fitted[-1]])},
         "loss": float(np.mean(course.loss[tail])),
         "work": {"to_peak": course.work, "whole": work(course)},
-        "rise": {
-            "exact": band(mean.shares(), rise),
-            "as_published": band(mean.as_published().shares(), rise),
+        "shares": {
+            "rise": shares(course.forces, rise),
+            "rise_as_published": shares(course.forces.as_published(), rise),
+            "end": shares(course.forces, tail),
         },
-        "end": {force: float(np.mean(getattr(mean.shares(), force)[tail])) for force in THREE},
         "update_rms": at_both(update_rms(course), rise, tail),
-        "cosine": at_both(cosine(mean), rise, tail),
+        "cosine": at_both(cosine(course), rise, tail),
         "phases": {phase: float(np.mean(phases == phase)) for phase in dict.fromkeys(phases.tolist())},
         "closure": course.summary["closure_of_budget"],
         "rounding": rounding(course, tail),
@@ -104,8 +100,15 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
     }
 
 
+def shares(forces: Any, chosen: np.ndarray) -> dict[str, float]:
+    """Of what the three forces did over the chosen records, each taken as a whole; decay is negative."""
+    sums = {force: float(getattr(forces, force)[chosen].sum()) for force in THREE}
+    whole = sum(map(abs, sums.values()))
+    return {force: value / whole for force, value in sums.items()}
+
+
 def column(course: Course, force: str) -> np.ndarray | None:
-    """What a force did in each record, [T]; None for the rounding of displacements, which is in the update."""
+    """What a force did in each record, [T]; None for what rounding did to displacements: it is in the update."""
     values = getattr(course.forces, force)
     return None if values is None or np.isnan(values).all() else np.asarray(values)
 
@@ -117,7 +120,7 @@ def work(course: Course) -> dict[str, float]:
     """
     columns = {force: column(course, force) for force in FORCES}
     return {
-        force: 0.0 if values is None else float(values.sum() / course.forces.norm_sq[0])
+        force: 0.0 if values is None else float(values.sum() / start(course))
         for force, values in columns.items()
     }
 
@@ -129,14 +132,8 @@ def update_rms(course: Course) -> np.ndarray:
     return found
 
 
-def cosine(forces: Any) -> np.ndarray:
-    """Of the angle between w and −u: alignment = 2η‖w‖‖u‖·cosθ and injection = η²‖u‖² in a step."""
-    found: np.ndarray = forces.alignment / (2 * np.sqrt(forces.norm_sq * forces.injection))
-    return found
-
-
 def at_both(values: np.ndarray, rise: np.ndarray, tail: np.ndarray) -> dict[str, float]:
-    """The median over the rise of [W2] and over the end."""
+    """The median over the rise, which is up to the peak of σ, and over the end."""
     return {"rise": float(np.median(values[rise])), "end": float(np.median(values[tail]))}
 
 
@@ -159,45 +156,66 @@ def rounding(course: Course, tail: np.ndarray) -> dict[str, float] | None:
     }
 
 
-def unmoved(course: Course) -> dict[str, list[Any]] | None:
-    """Which part of the entries, and of each force on all of them, falls on entries that a step left alone."""
+def unmoved(course: Course) -> dict[str, Any] | None:
+    """Which part of the entries, and of the forces on all, falls on entries that a step left as they were.
+
+    `decay_done` is what decay really did to ‖w‖² in a step, relative to decay + coupling, which it would do
+    without rounding: at every look, over all of them and over the last tenth.
+    """
     found = course.summary.get("unmoved")
     if not found or not found["step"]:
         return None
     pairs = list(zip(found["forces"], found["of_unmoved"], strict=True))
+    done = np.array([whole["decay_done"] for whole, _ in pairs])
+    due = np.array([whole["decay"] + whole["coupling"] for whole, _ in pairs])
+    last = np.array(found["step"]) > 0.9 * course.step[-1]
     return {
         "step": found["step"],
         "entries": found["fraction"],
-        **{
-            force: [part[force] / whole[force] if whole[force] else None for whole, part in pairs]
-            for force in THREE
-        },
+        **{force: [ratio(part[force], whole[force]) for whole, part in pairs] for force in THREE},
+        "decay_done": [ratio(*each) for each in zip(done, due, strict=True)],
+        "decay_done_of_all": ratio(done.sum(), due.sum()),
+        "decay_done_at_end": ratio(done[last].sum(), due[last].sum()),
     }
 
 
-def twins(courses: dict[Job, Course]) -> list[dict[str, Any]]:
-    """How far bfloat16 weights end from float32 ones of the same seed, and how much decay is left to them.
+def ratio(part: float, whole: float) -> float | None:
+    """None where there is nothing to be a part of."""
+    return float(part / whole) if whole else None
 
-    `decay_acts` is the difference that decay makes to the final ‖w‖² with bfloat16 weights, relative to the
-    difference that it makes with float32 ones.
+
+def twins(courses: dict[Job, Course]) -> list[dict[str, Any]]:
+    """How far the weights of each run end from those of the same run with bfloat16 weights, and why.
+
+    `norm_sq` is ‖w‖² with bfloat16 weights relative to that with float32 ones, less 1; `work` are the parts of
+    that difference that the works of the forces make. `decay_acts` is the difference that decay makes to ‖w‖²
+    with bfloat16 weights, relative to the one with float32 weights.
     """
     runs = {(variant_of(job.settings), job.settings.seed): course for job, course in courses.items()}
-    suffix = ", bfloat16 weights"
+    ends = {key: course.rms[-1] ** 2 for key, course in runs.items()}
     found = []
-    for seed in dict.fromkeys(job.settings.seed for job in courses):
-        names = ("AdamW", "Adam without decay", f"AdamW{suffix}", f"Adam without decay{suffix}")
-        if any((name, seed) not in runs for name in names):
+    for (name, seed), course in runs.items():
+        if (name + NARROW, seed) not in runs:
             continue
-        adamw, adam, adamw16, adam16 = (runs[name, seed].rms[-1] for name in names)
-        found.append(
-            {
-                "seed": seed,
-                "rms": float(adamw16 / adamw - 1),
-                "rms_without_decay": float(adam16 / adam - 1),
-                "decay_acts": float((adamw16**2 - adam16**2) / (adamw**2 - adam**2)),
-            }
-        )
+        narrow, grown = runs[name + NARROW, seed], ends[name, seed] * course.forces.numel[0] / start(course)
+        works = [work(each) for each in (narrow, course)]
+        row = {
+            "variant": name,
+            "seed": seed,
+            "norm_sq": float(ends[name + NARROW, seed] / ends[name, seed] - 1),
+            "work": {force: float((works[0][force] - works[1][force]) / grown) for force in FORCES},
+            "decay_acts": None,
+        }
+        without = [ends.get((f"Adam without decay{suffix}", seed)) for suffix in ("", NARROW)]
+        if name == "AdamW" and None not in without:
+            row["decay_acts"] = ratio(ends[name + NARROW, seed] - without[1], ends[name, seed] - without[0])
+        found.append(row)
     return found
+
+
+def start(course: Course) -> float:
+    """‖w‖² before the first step."""
+    return float(course.forces.norm_sq[0])
 
 
 def curves(course: Course, fitted: np.ndarray, most: int = 60) -> dict[str, list[float]]:
@@ -205,12 +223,20 @@ def curves(course: Course, fitted: np.ndarray, most: int = 60) -> dict[str, list
     chosen = fitted[np.unique(np.linspace(0, len(fitted) - 1, most).round().astype(int))]
     mean = course.mean
     rounded = column(course, "rounding")
-    shares = {force: getattr(mean, force) for force in THREE}
+    forces = {force: getattr(mean, force) for force in THREE}
     if rounded is not None:
         # Averaged as the others are.
-        shares["rounding"] = moving_average(course.step, replace(course.forces, alignment=rounded)).alignment
+        forces["rounding"] = moving_average(course.step, replace(course.forces, alignment=rounded)).alignment
     return {
         "step": course.step[chosen].tolist(),
         "scale": course.scale[chosen].tolist(),
-        **{force: (values / mean.absolute)[chosen].tolist() for force, values in shares.items()},
+        **{force: (values / mean.absolute)[chosen].tolist() for force, values in forces.items()},
     }
+
+
+def claims(found: dict[str, Any]) -> list[Claim]:
+    return []
+
+
+def section(found: dict[str, Any]) -> str:
+    return ""

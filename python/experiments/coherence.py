@@ -1,8 +1,7 @@
 """Data coherence: text with a part of its positions shuffled, or seen again and again; which force tells."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ from corpus import Corpus, conditional_entropy, retained_pairs, unigram_entropy
 from settings import Settings
 from text import library_source
 
-from . import coherence_picture
-from .claims import Claim, spread
+from . import coherence_page, coherence_picture
 from .coherence_drivers import Drivers, by_driver, by_factor, work
-from .coherence_law import EXPONENT, Power, fit_power, law, straight
+from .coherence_law import PROBED, Power, law, straight
 from .course import Course
 from .growth import start_scale
-from .jobs import WHOLE, Job
+from .jobs import Job
 
 NAME = "coherence"
 TITLE = "Coherence of the data, and the force that carries it"
@@ -27,14 +25,19 @@ SHUFFLED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
 TIMES = (16, 64, 256, 1024)
 """How often a smaller corpus is seen in the mean."""
 
-PROBED = 0.6
-"""The ρ at which causes are asked for more closely."""
+HORIZONS = (20, 50)
+"""So-manieth parts of the run that AdamW remembers squared gradients for; in [W2] it is the first."""
+
+LEARNT = 1.0
+"""Bits a byte: a text whose loss is under it has been learnt by heart; its bigrams alone leave three."""
 
 BITS = 1 / np.log(2)
 
+draw, claims, section = coherence_picture.draw, coherence_page.claims, coherence_page.section
+
 
 def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
-    """A run for every text and seed, and two for the memory of AdamW.
+    """A run for every text and seed, and with the first two seeds some with another memory of AdamW.
 
     Runs of one seed begin with the same weights; those on shuffled text take their windows from the same
     places too.
@@ -49,13 +52,15 @@ def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
             Job(settings, Corpus(window=window, length=length, seed=seed))
             for length in lengths(base).values()
         ]
-        remembered = replace(settings, beta2=published_memory(base))
-        found += [Job(remembered), Job(remembered, Corpus(shuffled=PROBED, window=window))]
+    for beta2 in memories(base):
+        for seed in seeds[:2]:
+            settings = replace(base, seed=seed, beta2=beta2)
+            found += [Job(settings), Job(settings, Corpus(shuffled=PROBED, window=window))]
     return list(dict.fromkeys(found))
 
 
 def lengths(base: Settings) -> dict[int, int]:
-    """Bytes of the smaller corpora by how often they are seen: of those that are less than all of the text."""
+    """Bytes of the smaller corpora by how often they are seen; only of those that are a part of the text."""
     seen = tokens(base)
     return {times: seen // times for times in TIMES if 2 * base.context <= seen // times < text_length()}
 
@@ -70,7 +75,7 @@ def kind(job: Job) -> dict[str, Any]:
     length = job.corpus.length
     return {
         "shuffled": job.corpus.shuffled,
-        "times": None if length is None else round(tokens(job.settings) / length, 3),
+        "times": None if length is None else round(tokens(job.settings) / length),
         "seed": job.settings.seed,
         "beta2": job.settings.beta2,
     }
@@ -82,9 +87,10 @@ def text_length() -> int:
     return len(library_source())
 
 
-def published_memory(base: Settings) -> float:
-    """β₂ whose horizon 1/(1−β₂) is the part of the run that it is in [W2]: 1,000 of 20,000 steps."""
-    return round(1 - 20 / base.steps, 12)
+def memories(base: Settings) -> list[float]:
+    """β₂ of a shorter memory: with horizons 1/(1−β₂) that are parts of the run, and of two steps at least."""
+    given = [max(0.5, round(1 - part / base.steps, 12)) for part in HORIZONS]
+    return [beta2 for beta2 in given if beta2 < base.beta2]
 
 
 def findings(courses: dict[Job, Course]) -> dict[str, Any]:
@@ -138,6 +144,7 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "steps": job.settings.steps,
         "seen": tokens(job.settings) / (job.corpus.length or text_length()),
         "loss": float(np.mean(course.loss[-20:]) * BITS),
+        "learnt": learnt(course),
         "scale": {"start": start, "peak": run.peak, "final": run.final},
         "peak_step": run.peak_step,
         "growth": run.final**2 - start**2,
@@ -148,8 +155,14 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
     }
 
 
+def learnt(course: Course) -> float | None:
+    """The part of the run after which the text is known by heart; None if it never is."""
+    under = np.flatnonzero(course.loss * BITS < LEARNT)
+    return float(course.step[under[0]] / course.step[-1]) if len(under) else None
+
+
 def differences(courses: dict[Job, Course]) -> list[dict[str, Any]]:
-    """Of every run against that of the same seed and settings on the whole text: ‖w‖² over its first value."""
+    """Of every run against its fellow on the whole text: what makes ‖w‖² differ, over its first value."""
     found = []
     drivers = {job: Drivers.of(course.forces) for job, course in courses.items()}
     for job, course in courses.items():

@@ -9,6 +9,12 @@ from scipy.optimize import minimize_scalar
 EXPONENT = 0.59
 """Of the law: λ² − λ₀² = C₀ + C₁·(H_r − D)^0.59, [W3]."""
 
+PROBED = 0.6
+"""The ρ that is looked at more closely: the largest of [W3]'s law."""
+
+NOISE = (0.1 / 1.9) ** 0.5
+"""û of gradients that are nothing but noise of one strength, √((1−β₁)/(1+β₁)) at β₁ = 0.9."""
+
 RANGE = (0.05, 6.0)
 """Where exponents are looked for."""
 
@@ -28,7 +34,7 @@ class Power:
     r_squared_fixed: float
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """y at x."""
+        """The value at x."""
         y: np.ndarray = self.constant + self.factor * np.asarray(x, dtype=float) ** self.exponent
         return y
 

@@ -11,6 +11,9 @@ import weibull_kernels as wk
 from weibull_kernels.phases import find_phases, moving_average
 from weibull_kernels.records import force_series, read_records
 
+RECORDS, SUMMARY = "records.parquet", "summary.json"
+"""The files in the folder of a run."""
+
 
 @dataclass(frozen=True, eq=False)
 class Course:
@@ -75,12 +78,12 @@ class Course:
         }
 
 
-def read_course(records: Path, summary: Path) -> Course:
+def read_course(folder: Path) -> Course:
     """From the records of a run and its summary."""
-    table = read_records(records)
+    table = read_records(folder / RECORDS)
     step, forces = force_series(table, *wk.TRANSMISSION)
     frame = table.to_pandas()
     frame = frame[frame["role"].isin(wk.TRANSMISSION)].groupby("step", sort=True).first()
     column = {name: frame[name].to_numpy(float) for name in ("lr", "weight_decay", "loss")}
     fit = {name: frame[f"transmission_{name}"].to_numpy(float) for name in ("k", "scale")}
-    return Course(step, forces=forces, **column, **fit, summary=json.loads(summary.read_text()))
+    return Course(step, forces=forces, **column, **fit, summary=json.loads((folder / SUMMARY).read_text()))

@@ -60,6 +60,20 @@ def path(settings: Settings) -> np.ndarray:
     return settings.lr * np.concatenate(([0.0], np.cumsum(factors)))
 
 
+def half_step(step: np.ndarray, scale: np.ndarray, start: float) -> float:
+    """When half of the way of λ from its start to its peak is done, straight between two records.
+
+    `scale` are the values at `step`, up to the peak at least; that of step 0 is `start`.
+    """
+    step, scale = np.concatenate(([0], step)), np.concatenate(([start], scale))
+    half = (start + float(scale.max())) / 2
+    after = int(np.argmax(scale >= half))
+    if after == 0:
+        return 0.0
+    part = (half - scale[after - 1]) / (scale[after] - scale[after - 1])
+    return float(step[after - 1] + part * (step[after] - step[after - 1]))
+
+
 def after_peak(settings: Settings, peak_step: int, final_over_peak: float) -> dict[str, float | None]:
     """How much of the age is left at the peak of λ, and how much of the decay since then was made good.
 

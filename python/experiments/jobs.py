@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ import torch
 from corpus import Corpus
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from settings import Settings
+from text import library_source
 from training import Run, train
 
 from weibull_kernels.processor import processor_name
 from weibull_kernels.sinks import ParquetSink
 
-from .course import Course, read_course
+from .course import RECORDS, SUMMARY, Course, read_course
 
 WHOLE = Corpus()
 
@@ -53,35 +57,68 @@ class Job:
 def trained(jobs: Iterable[Job], folder: Path) -> dict[Job, Course]:
     """What the runs did, after those that are not there have been made, under a progress bar.
 
-    A run counts once it is whole: one that was cut off is made again from its beginning, which ends with
-    the same numbers.
+    A run has a folder once it is whole: one that was cut off is made again from its beginning, which ends
+    with the same numbers.
 
     Raises:
         KeyboardInterrupt: with the runs so far kept.
+        ValueError: the runs were made on different texts.
     """
     jobs = list(dict.fromkeys(jobs))
-    missing = [job for job in jobs if not _summary(folder / job.name).exists()]
+    missing = [job for job in jobs if not (folder / job.name).exists()]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         runs = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing))
         for job in missing:
             steps = progress.add_task(job.name, total=job.settings.steps)
-            make(job, folder / job.name, lambda step, _, task=steps: progress.update(task, completed=step))
+            make(job, folder, lambda step, _, task=steps: progress.update(task, completed=step))
             progress.remove_task(steps)
             progress.advance(runs)
-    return {job: read_course(records_of(folder / job.name), _summary(folder / job.name)) for job in jobs}
+    courses = {job: read_course(folder / job.name) for job in jobs}
+    texts = {course.summary["text"]: job for job, course in courses.items()}
+    if len(texts) > 1:
+        names = " and ".join(job.name for job in texts.values())
+        raise ValueError(
+            f"runs in {folder} were made on different texts, of different versions of Python: {names}; "
+            "remove those of one, or take another --out"
+        )
+    return courses
 
 
 def make(job: Job, folder: Path, report: Any = None) -> None:
-    """Train, and leave the records and, when they are whole, a summary."""
+    """Train, and put the records and a summary into the folder of the run, all at once when they are whole.
+
+    Two processes may make the same run; that of the first to end is kept. What a process leaves behind that
+    was killed is called NAME.part-… and is never read.
+    """
+    job.settings.torch_device()  # that it is there, before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    with ParquetSink(records_of(folder), job.described, overwrite=True) as sink:
-        run = train(job.settings, job.corpus.load(), sink, report)
-    if run.interrupted:
-        raise KeyboardInterrupt
-    unfinished = folder / "summary.json.part"
-    unfinished.write_text(json.dumps(summary_of(job, run)))
-    os.replace(unfinished, _summary(folder))
+    with tempfile.TemporaryDirectory(prefix=f"{job.name}.part-", dir=folder) as place, on_one_thread():
+        part = Path(place) / "run"
+        with ParquetSink(part / RECORDS, job.described, overwrite=True) as sink:
+            run = train(job.settings, job.corpus.load(), sink, report)
+        if run.interrupted:
+            raise KeyboardInterrupt
+        (part / SUMMARY).write_text(json.dumps(summary_of(job, run)))
+        with suppress(OSError):  # another process was first
+            part.rename(folder / job.name)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """So that the number of cores changes nothing: over two threads sums are rounded in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def text_digest() -> str:
+    """Of the text that all corpora are cut from, which is that of the running Python."""
+    return hashlib.sha256(library_source().numpy().tobytes()).hexdigest()[:16]
 
 
 def summary_of(job: Job, run: Run) -> dict[str, Any]:
@@ -93,22 +130,16 @@ def summary_of(job: Job, run: Run) -> dict[str, Any]:
         "training_seconds": run.training.seconds,
         "recording_seconds": run.recording.seconds,
         "machine": machine(job.settings.torch_device()),
+        "text": text_digest(),
     }
 
 
 def machine(device: torch.device) -> str:
     """What a run ran on."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    threads = torch.get_num_threads()
-    plural = "s" if threads > 1 else ""
-    return f"{processor_name()}, {threads} thread{plural}, torch {torch.__version__}"
-
-
-def records_of(folder: Path) -> Path:
-    """The Parquet file of a run."""
-    return folder / "records.parquet"
-
-
-def _summary(folder: Path) -> Path:
-    return folder / "summary.json"
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        hardware = f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    python = ".".join(platform.python_version_tuple()[:2])
+    return f"{hardware}, Python {python}, torch {torch.__version__}"

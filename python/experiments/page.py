@@ -24,10 +24,19 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        """From the file."""
+        """From the file.
+
+        Raises:
+            ValueError: an experiment did not write it.
+        """
         about = json.loads(path.read_text())
+        if lacking := {"command", "preset", "machines", "findings"} - about.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}: make it again with reproduce.py")
+        names = {each.NAME: each for each in EXPERIMENTS}
         name = path.stem.removesuffix(f"-{about['preset']}")
-        return cls(path, next(each for each in EXPERIMENTS if name == each.NAME), about)
+        if name not in names:
+            raise ValueError(f"{path} is of no experiment ({', '.join(names)}); remove it or rename it")
+        return cls(path, names[name], about)
 
     @property
     def picture(self) -> Path:

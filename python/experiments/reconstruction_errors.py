@@ -1,11 +1,13 @@
 """The error of a reconstructed scale by piece: the sums, how steps are filled in, and the bridge."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import weibull_kernels as wk
 
+from .reconstruction_shapes import mixture_ratio
 from .reconstruction_trail import SUMS, Trail
 
 GAMMA_K = 1.2
@@ -14,8 +16,13 @@ GAMMA_K = 1.2
 BRIDGES = ("mean", "gamma", "gamma of its k", "anchored", "measured")
 """Those of `wk.reconstruction_error`; the Γ bridge with k = 1.2, and with k as it is at each checkpoint."""
 
+FORETOLD = "gamma of its k, foretold"
 
-def of_trail(trail: Trail) -> dict[str, Any]:
+Run = dict[str, Any]
+"""What `of_trail` found."""
+
+
+def of_trail(trail: Trail) -> Run:
     """One run: its errors by piece, what the offset is made of, and its curves."""
     ways = [(rule, spacing) for rule in trail.rules if rule != "interval" for spacing in trail.spacings]
     ways += [("interval", int(np.median(np.diff(trail.step))))] * trail.gapless
@@ -84,13 +91,20 @@ def judged(trail: Trail, error: np.ndarray) -> dict[str, float]:
 
 
 def bridges(trail: Trail) -> dict[str, dict[str, float]]:
-    """The error of each bridge, its r past half of the run, and what λ/σ and k are there."""
+    """The error of each bridge, its r past half of the run, and what λ/σ and k are there.
+
+    "gamma of its k, foretold" is the error that the Γ bridge with its own k would have if the weights were
+    normal, some spread wider than others, as k tells (`mixture_ratio`).
+    """
     seen = trail.scale / np.sqrt(trail.observed / trail.numel)
     errors = {bridge: bridge_error(trail, bridge) for bridge in BRIDGES}
     found = {
         bridge: judged(trail, error.bridge) | {"ratio": float(error.ratio[trail.late].mean())}
         for bridge, error in errors.items()
     }
+    mixture = mixture_ratio(trail.k)
+    if np.isfinite(mixture[trail.late]).all():
+        found[FORETOLD] = judged(trail, errors["gamma of its k"].ratio / mixture - 1)
     observed = {"ratio": seen, "k": trail.k}
     return found | {
         name: {"first": float(values[0]), "late": float(values[trail.late].mean())}
@@ -111,30 +125,14 @@ def totals(trail: Trail) -> list[dict[str, Any]]:
 
 
 def injection(trail: Trail) -> dict[str, float]:
-    """What 2·injection too much does to σ, √(1 + 2ΣJ/‖w‖²) − 1, beside the published error by the same rule.
-
-    `gone` is the part of that error which goes when only the injection is counted once, and `gone_exact`
-    that which goes with the exact sums.
-    """
-    rule = trail.rules[0]
-    published, once, exact = (
-        judged(trail, integration_error(trail, trail.change(sums), rule, trail.dense))["late"]
-        for sums in SUMS
-    )
-    # On top of the exact path, so that nothing but the injection is in it.
+    """What 2·injection too much does to σ, √(1 + 2ΣJ/‖w‖²) − 1, with nothing else in it."""
+    # On top of the exact path.
     best = trail.rules[-1]
     without, with_it = (
         1 + integration_error(trail, change, best, trail.dense)
         for change in (0 * trail.published, 2 * trail.forces.injection)
     )
-    twice = with_it**2 - without**2
-    return {
-        "predicted": judged(trail, np.sqrt(1 + twice) - 1)["late"],
-        "published": published,
-        "gone": 1 - once / published if published else 0.0,
-        "gone_exact": 1 - exact / published if published else 0.0,
-        "twice_over_norm": float(twice[np.isfinite(twice)][-1]),
-    }
+    return {"predicted": judged(trail, np.sqrt(1 + with_it**2 - without**2) - 1)["late"]}
 
 
 def curves(trail: Trail) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def in_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def figure_of(run: dict[str, Any], table: str, key: str = "late", **piece: Any) -> float:
+def figure_of(run: Run, table: str, key: str = "late", **piece: Any) -> float:
     """The one number of a table of a run whose pieces are these."""
     columns = run[table]
     rows = zip(*(columns[name] for name in piece), strict=True)
@@ -174,23 +172,82 @@ def figure_of(run: dict[str, Any], table: str, key: str = "late", **piece: Any) 
     return value
 
 
-def integration_of(run: dict[str, Any], sums: str, rule: str, key: str = "late") -> float:
+def integration_of(run: Run, sums: str, rule: str, key: str = "late") -> float:
     """At the spacing of the published runs; that of intervals does not depend on it."""
     where = {} if rule == "interval" else {"spacing": run["spacing"]}
     return figure_of(run, "integration", key, sums=sums, rule=rule, **where)
 
 
-def ours(run: dict[str, Any]) -> float:
+def ours(run: Run, key: str = "late") -> float:
     """The error of λ by the exact sums, the best rule there is and the measured bridge."""
-    return figure_of(run, "total", sums="exact", rule=run["rules"][-1], bridge="measured")
+    return figure_of(run, "total", key, sums="exact", rule=run["rules"][-1], bridge="measured")
 
 
-def as_published(run: dict[str, Any]) -> float:
+def as_published(run: Run, key: str = "late") -> float:
     """The error of λ by the published sums, rule and bridge."""
-    return figure_of(run, "total", sums="published", rule=run["rules"][0], bridge="mean")
+    return figure_of(run, "total", key, sums="published", rule=run["rules"][0], bridge="mean")
 
 
-def spacings_of(run: dict[str, Any]) -> list[int]:
+def exact_sums(run: Run, key: str = "late") -> float:
+    """The error of λ by the exact sums and the best rule there is, but the published bridge."""
+    return figure_of(run, "total", key, sums="exact", rule=run["rules"][-1], bridge="mean")
+
+
+def published_integration(run: Run, key: str = "late") -> float:
+    """The integration component of the published sums by the published rule."""
+    return integration_of(run, "published", run["rules"][0], key)
+
+
+def exact_integration(run: Run, key: str = "late") -> float:
+    """That of the exact sums by the best rule there is."""
+    return integration_of(run, "exact", run["rules"][-1], key)
+
+
+def rule_integration(run: Run, key: str = "late") -> float:
+    """That of the exact sums by the published rule: the error of the rule alone."""
+    return integration_of(run, "exact", run["rules"][0], key)
+
+
+def once_integration(run: Run, key: str = "late") -> float:
+    """That of the published sums without the two injections too many, by the published rule."""
+    return integration_of(run, "injection once", run["rules"][0], key)
+
+
+def bridge_of(bridge: str) -> Callable[[Run, str], float]:
+    """The bridge component of a run."""
+
+    def found(run: Run, key: str = "late") -> float:
+        value: float = run["bridge"][bridge][key]
+        return value
+
+    return found
+
+
+def gamma_on_published(run: Run, key: str = "late") -> float:
+    """The error of λ by the published sums and the Γ bridge."""
+    return figure_of(run, "total", key, sums="published", rule=run["rules"][0], bridge="gamma")
+
+
+def predicted(run: Run, key: str = "late") -> float:
+    """What 2·injection too much makes of σ: never less than 0."""
+    value: float = run["injection"]["predicted"]
+    return value
+
+
+def told(late: float, signed: float) -> str:
+    """An error in per cent, with its sign where all checkpoints have the same, else with ±."""
+    text = cell(late)
+    if text == "0.00":
+        return text
+    return f"{'±' if abs(signed) < 0.99 * late else '-' if signed < 0 else '+'}{text}"
+
+
+def cell(value: float) -> str:
+    """A fraction in per cent: two decimals, or where they are 0 its first digit, down to float64's own."""
+    return f"{100 * value:.1g}" if 1e-10 <= value < 1e-4 else f"{100 * value:.2f}"
+
+
+def spacings_of(run: Run) -> list[int]:
     """At which Euler's rule was tried, the narrowest first."""
     table = run["integration"]
     tried = zip(table["rule"], table["spacing"], strict=True)

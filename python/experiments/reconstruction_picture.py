@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import looks
-from .reconstruction_errors import figure_of, integration_of, spacings_of
+from .reconstruction_errors import Run, bridge_of, figure_of, integration_of, spacings_of, told
 
 LADDER = (
     ("published", 0, "mean"),
@@ -42,7 +42,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             draw_spacings(axes.pop(0), spaced)
 
 
-def draw_curves(axes: Any, run: dict[str, Any]) -> None:
+def draw_curves(axes: Any, run: Run) -> None:
     """What was observed at the checkpoints, and what the forces give."""
     curves = run["curves"]
     step = np.array(curves["step"])
@@ -64,55 +64,63 @@ def draw_curves(axes: Any, run: dict[str, Any]) -> None:
     axes.legend(loc="lower right", fontsize=8)
 
 
-def draw_pieces(axes: Any, runs: list[dict[str, Any]]) -> None:
+def draw_pieces(axes: Any, runs: list[Run]) -> None:
     """Both components and the whole, mean of the runs, with a piece changed from bar to bar."""
     # Where there is but one rule, some of them are the same.
     alone = all(len(run["rules"]) == 1 for run in runs)
     ladder = list(dict.fromkeys((sums, 0 if alone else which, bridge) for sums, which, bridge in LADDER))
     place = np.arange(len(ladder))
     integration, bridge, total = (
-        np.array([np.mean([100 * piece_of(run, part, *row) for run in runs]) for row in ladder])
+        np.array([mean_of(runs, part, row, "signed") for row in ladder])
         for part in ("integration", "bridge", "total")
     )
     looked: dict[str, Any] = {"height": 0.36, "edgecolor": "black", "linewidth": 0.8}
     axes.barh(place - 0.2, integration, color="#9ECAE1", hatch="//", label="integration of σ", **looked)
     axes.barh(place + 0.2, bridge, color="#FDD0A2", hatch="..", label="bridge from σ to λ", **looked)
     axes.plot(total, place, "D", color="black", markersize=5, label="λ altogether")
-    longest = np.maximum(np.maximum(integration, bridge), total)
+    axes.axvline(0, color="black", linewidth=0.8)
+    right = np.maximum.reduce([integration, bridge, total, 0 * total])
+    left = min(0.0, *integration, *bridge, *total)
     for row, value in enumerate(total):
-        axes.text(longest[row] + 0.02 * longest.max(), row, f"  {value:.2f} %", va="center", fontsize=8)
+        size = mean_of(runs, "total", ladder[row], "late")
+        text = f"  {told(size / 100, value / 100)} %"
+        axes.text(right[row] + 0.02 * (right.max() - left), row, text, va="center", fontsize=8)
     labels = [f"{sums} sums, {rules_of(runs, which)},\n{BRIDGES[bridge]}" for sums, which, bridge in ladder]
     labels[0] += " [W2]"
     axes.set_yticks(place, labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * longest.max())
-    axes.set_xlabel("mean error past half of the run, %")
+    axes.set_xlim(1.08 * left, right.max() + 0.25 * (right.max() - left))
+    axes.set_xlabel("mean error past half of the run, with its sign, %")
     axes.set_title(f"What the offset is made of, mean of {len(runs)}")
     axes.legend(loc="lower right", fontsize=8)
 
 
-def rules_of(runs: list[dict[str, Any]], which: int) -> str:
+def rules_of(runs: list[Run], which: int) -> str:
     """The first or the last rule of each run, by name."""
     return " or ".join(dict.fromkeys(RULES[run["rules"][which]] for run in runs))
 
 
-def piece_of(run: dict[str, Any], part: str, sums: str, which: int, bridge: str) -> float:
-    """One bar, as a fraction."""
+def mean_of(runs: list[Run], part: str, row: tuple[str, int, str], key: str) -> float:
+    """One bar, in per cent."""
+    return float(np.mean([100 * piece_of(run, part, *row, key) for run in runs]))
+
+
+def piece_of(run: Run, part: str, sums: str, which: int, bridge: str, key: str) -> float:
+    """What one run has to a bar, as a fraction."""
     rule = run["rules"][which]
     if part == "integration":
-        return integration_of(run, sums, rule)
+        return integration_of(run, sums, rule, key)
     if part == "bridge":
-        value: float = run["bridge"][bridge]["late"]
-        return value
-    return figure_of(run, "total", sums=sums, rule=rule, bridge=bridge)
+        return bridge_of(bridge)(run, key)
+    return figure_of(run, "total", key, sums=sums, rule=rule, bridge=bridge)
 
 
-def draw_spacings(axes: Any, runs: list[dict[str, Any]]) -> None:
+def draw_spacings(axes: Any, runs: list[Run]) -> None:
     """The integration component of every run against the spacing, by sums and rule."""
     looked = {
         ("published", "euler"): ("published sums, Euler's rule", looks.RED, "--", "s"),
         ("exact", "euler"): ("exact sums, Euler's rule", looks.ORANGE, "-.", "^"),
-        ("exact", "cubic"): ("exact sums, cubic: exact at every step", looks.BLUE, "-", "o"),
+        ("exact", "cubic"): ("exact sums, cubic between records", looks.BLUE, "-", "o"),
     }
     for (sums, rule), (label, colour, dashes, marker) in looked.items():
         for place, run in enumerate(runs):
@@ -141,6 +149,6 @@ def draw_spacings(axes: Any, runs: list[dict[str, Any]]) -> None:
     axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.set_xlim(low, high)
     axes.set_xlabel("steps from one record to the next, % of the run")
-    axes.set_ylabel("integration component past half of the run, %")
+    axes.set_ylabel("integration component, magnitude past half, %")
     axes.set_title(f"By spacing; filled: {runs[0]['name']}" if len(runs) > 1 else runs[0]["name"])
     axes.legend(loc="lower right", fontsize=8)

@@ -1,7 +1,6 @@
 """Overshoot and relaxation: how λ falls back from its peak as the training age Ση·ω grows."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ from settings import Settings
 import weibull_kernels as wk
 
 from .course import Course
-from .growth import after_peak, start_scale
+from .growth import after_peak, half_step, start_scale
 from .jobs import Job
-from .presets import PYTHIA_70M, with_age
+from .long_path import as_long
+from .presets import PYTHIA_70M, with_age, with_steps
 from .relaxation_claims import claims as claims
 from .relaxation_claims import section as section
 from .relaxation_picture import draw as draw
@@ -23,53 +23,35 @@ SEEDS = (0, 1)
 AGES = (0.11, 0.2, 0.55, 1.1, 2.2, 4.0)
 """Ση·ω: the base of [W2], its three runs with more decay (0.55, 1.1, 2.2), and two more."""
 
-WARMUP = 0.1
-MEMORY = 0.05
-"""1/(1 − β₂) of [W2], 1,000 of 20,000 steps, as a part of the run."""
+LONGER = 4
+"""How many times the steps the longer run has, over the same Ση: it tells what the number of steps does."""
 
 
 def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
-    """A run for every age and seed."""
-    drawn_out = as_long(base)
-    return [Job(with_age(replace(drawn_out, seed=seed), age)) for age in AGES for seed in seeds]
-
-
-def as_long(base: Settings) -> Settings:
-    """The base such that its fewer steps lead as far as those of the published runs.
-
-    An age over 1 in a twentieth of the steps takes twenty times the decay in each, which beats every growth
-    from the first step on unless that is faster too. So three things are those of the published run, and the
-    published run itself stays what it is:
-
-        η       as much larger as there are fewer steps, up to twenty times: the same Ση
-        β₂      1/(1 − β₂) is the same part of the run: else √v̂ never forgets the large first gradients
-        warm-up as many steps, but at most a tenth of the run
-    """
-    shorter = min(PYTHIA_70M.steps / base.steps, 20)
-    return replace(
-        base,
-        lr=float(f"{PYTHIA_70M.lr * shorter:.6g}"),
-        beta2=float(f"{1 - 1 / max(MEMORY * base.steps, 2):.6g}"),
-        warmup=min(PYTHIA_70M.warmup_steps, round(WARMUP * base.steps)),
-    )
+    """A run for every age and seed, and one longer than those where they are shorter than the published."""
+    found = [Job(with_age(replace(as_long(base), seed=seed), age)) for age in AGES for seed in seeds]
+    if base.steps >= PYTHIA_70M.steps:
+        return found
+    longer = as_long(with_steps(base, LONGER * base.steps))
+    return [*found, Job(with_age(replace(longer, seed=seeds[0]), AGES[-2]))]
 
 
 def findings(courses: dict[Job, Course]) -> dict[str, Any]:
     """Peak, turn and fall of every run, and the curves of the picture."""
-    runs = [of_run(job, course) for job, course in courses.items()]
-    first = min(run["seed"] for run in runs)
+    steps = min(job.settings.steps for job in courses)
+    usual = {job: course for job, course in courses.items() if job.settings.steps == steps}
+    first = min(job.settings.seed for job in usual)
     return {
-        "runs": runs,
-        "curves": [
-            curves(job, course, forces=job.settings.seed == first) for job, course in courses.items()
-        ],
+        "runs": [of_run(job, course) for job, course in usual.items()],
+        "longer": [of_run(job, course) for job, course in courses.items() if job not in usual],
+        "curves": [curves(job, course, forces=job.settings.seed == first) for job, course in usual.items()],
     }
 
 
 def of_run(job: Job, course: Course) -> dict[str, Any]:
     """One run: λ, the turn of its forces, and what was left of it after the peak."""
     settings, run, sigma = job.settings, course.run, course.rms
-    top = int(np.argmax(sigma))
+    top, scale_top = int(np.argmax(sigma)), int(np.searchsorted(course.step, run.peak_step))
     return {
         "age": nominal(settings),
         "seed": settings.seed,
@@ -78,11 +60,16 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "scale": {"start": start_scale(course), "peak": run.peak, "final": run.final},
         "peak_step": run.peak_step,
+        "half_step": half_step(course.step, course.scale, start_scale(course)),
         "final_over_peak": run.final_over_peak,
         "rms": {"peak": float(sigma[top]), "final": float(sigma[-1]), "peak_step": int(course.step[top])},
         "crossing": crossings(course),
         "at_peak": balance(course, top),
-        "at_scale_peak": balance(course, int(np.searchsorted(course.step, run.peak_step))),
+        "at_scale_peak": balance(course, scale_top),
+        "bridge": {
+            "at_peak": float(course.scale[top] / sigma[top]),
+            "at_scale_peak": float(course.scale[scale_top] / sigma[scale_top]),
+        },
         "after_peak": after_peak(settings, run.peak_step, run.final_over_peak),
         "loss": float(np.mean(course.loss[-20:])),
         "closure_of_bound": course.summary["closure_of_bound"],
@@ -95,7 +82,7 @@ def nominal(settings: Settings) -> float:
 
 
 def crossings(course: Course) -> dict[str, int | None]:
-    """From which record on decay is ahead for good: of the alignment, of its published reading, of all growth.
+    """From which record on decay is ahead for good: of the alignment, as published too, and of all growth.
 
     By the forces in the mean of 5 % of the run; None where it is not ahead at the end.
     """
@@ -117,7 +104,7 @@ def for_good(step: np.ndarray, ahead: np.ndarray) -> int | None:
 
 
 def balance(course: Course, place: int) -> dict[str, float]:
-    """The forces at a record, in the mean of 5 % of the run, in units of the decay; and the net of the budget."""
+    """The forces at a record, in the mean of 5 % of the run, in units of the decay, and the net."""
     mean = course.mean
     pull = abs(mean.decay[place])
     return {

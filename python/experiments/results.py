@@ -1,6 +1,7 @@
 """The files that an experiment leaves: its numbers, and the picture and the rows that are made of them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ def results_file(folder: Path, name: str, preset: str) -> Path:
 def write_results(path: Path, findings: dict[str, Any], **about: Any) -> None:
     """The numbers to six digits, with what there is to say about them: command, preset, machines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_lines(about | {"findings": rounded(findings)}) + "\n")
+    text = _lines(about | {"findings": rounded(findings)}) + "\n"
+    # All at once, so that a page is never made of half a file.
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
 def rounded(value: Any) -> Any:
@@ -29,7 +34,7 @@ def rounded(value: Any) -> Any:
 
 def _lines(value: Any, indent: int = 0) -> str:
     """JSON with a line for whatever fits in one."""
-    whole = json.dumps(value)
+    whole = json.dumps(value, allow_nan=False)
     if len(whole) + indent <= 110 or not isinstance(value, (dict, list)):
         return whole
     inside = " " * (indent + 1)

@@ -1,0 +1,146 @@
+"""The picture of the relaxation, from the numbers alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import looks
+from .presets import PYTHIA_70M
+from .relaxation_claims import PUBLISHED, TURNED, by_age, mean
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """λ by age, the forces of two ages, and how deep and how early by age."""
+    with looks.figure(path, (13.5, 4.8)) as figure:
+        panels = figure.subplot_mosaic(
+            [["scale", "young", "fall"], ["scale", "old", "place"]], width_ratios=(1.25, 1, 1)
+        )
+        draw_scales(panels["scale"], found["curves"])
+        young, old = chosen_ages(found)
+        draw_forces(panels["young"], found, young)
+        draw_forces(panels["old"], found, old)
+        panels["young"].tick_params(labelbottom=False)
+        for panel, shown in (("young", slice(0, 3)), ("old", slice(3, None))):
+            handles, labels = panels[panel].get_legend_handles_labels()
+            panels[panel].legend(
+                handles[shown], labels[shown], loc="lower center", fontsize=8, ncols=3, columnspacing=1
+            )
+        panels["old"].set_xlabel("optimizer step")
+        draw_fall(panels["fall"], found)
+        draw_place(panels["place"], found)
+
+
+def chosen_ages(found: dict[str, Any]) -> tuple[float, float]:
+    """The youngest that relaxes, and the oldest; where none does, the two oldest."""
+    ages = list(by_age(found))
+    relaxed = [age for age, runs in by_age(found).items() if mean(runs, "final_over_peak") < TURNED]
+    return (relaxed[0] if relaxed else ages[-2:][0]), ages[-1]
+
+
+def draw_scales(axes: Any, curves: list[dict[str, Any]]) -> None:
+    """λ of every run, a look for each age, thin for the other seeds."""
+    ages = sorted({curve["age"] for curve in curves})
+    first = min(curve["seed"] for curve in curves)
+    for curve in curves:
+        drawn = looks.look(ages.index(curve["age"]))
+        mine = curve["seed"] == first
+        scale = np.array(curve["scale"])
+        axes.plot(
+            curve["step"],
+            scale,
+            linewidth=1.7 if mine else 0.7,
+            label=f"{curve['age']:g}" if mine else None,
+            markevery=(3 + 2 * ages.index(curve["age"]), 12),
+            markersize=5,
+            **(drawn if mine else looks.line(drawn)),
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("Weibull scale λ of |w|, transmission weights")
+    axes.set_title("λ by age Ση·ω")
+    axes.legend(title="age (thin: other seeds)", fontsize=8, title_fontsize=8, loc="upper left")
+
+
+def draw_forces(axes: Any, found: dict[str, Any], age: float) -> None:
+    """|alignment| and |decay| of one age, and where one passes the other."""
+    curve = next(each for each in found["curves"] if each["age"] == age and "decay" in each)
+    run = next(each for each in by_age(found)[age] if each["seed"] == curve["seed"])
+    step = np.array(curve["step"])
+    for force in ("alignment", "decay", "injection"):
+        drawn = looks.line(looks.FORCE_LOOKS[force])
+        axes.plot(step, 100 * np.array(curve[force]), linewidth=1.6, label=force, **drawn)
+    if run["crossing"]["exact"] is not None:
+        height = np.interp(run["crossing"]["exact"], step, 100 * np.array(curve["decay"]))
+        axes.plot(
+            run["crossing"]["exact"],
+            height,
+            linestyle="none",
+            marker="o",
+            color="black",
+            markerfacecolor="none",
+            markersize=9,
+            label="decay passes alignment",
+        )
+    axes.axvline(run["peak_step"], color="black", linewidth=0.9, linestyle=":", label="peak of λ")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=min(curve["injection"]) * 10)  # a decade for the legend
+    axes.set_ylabel("% of first ‖w‖²\nin a step", fontsize=9)
+    axes.set_title(f"Forces at age {age:g}", fontsize=11)
+
+
+def draw_fall(axes: Any, found: dict[str, Any]) -> None:
+    """Final over peak by age: ours, the published, and what decay alone would leave."""
+    ages = by_age(found)
+    axes.plot(
+        [run["age"] for run in found["runs"]],
+        [run["final_over_peak"] for run in found["runs"]],
+        linestyle="none",
+        marker="o",
+        color=looks.BLUE,
+        label="here",
+    )
+    axes.plot(list(ages), [mean(runs, "final_over_peak") for runs in ages.values()], "-", color=looks.BLUE)
+    alone = [mean([run["after_peak"] for run in runs], "decay_alone") for runs in ages.values()]
+    axes.plot(list(ages), alone, linestyle=":", color=looks.GREY, label="decay alone since the peak")
+    axes.plot(
+        list(PUBLISHED),
+        [final / peak for peak, final, *_ in PUBLISHED.values()],
+        linestyle="--",
+        marker="s",
+        markerfacecolor="none",
+        color=looks.RED,
+        label="[W2]",
+    )
+    axes.set_xscale("log")
+    axes.tick_params(labelbottom=False)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("final λ / peak λ")
+    axes.set_title("How deep, how early", fontsize=11)
+    axes.legend(fontsize=8, loc="lower left")
+
+
+def draw_place(axes: Any, found: dict[str, Any]) -> None:
+    """The step of the peak by age."""
+    ages = by_age(found)
+    axes.plot(
+        [run["age"] for run in found["runs"]],
+        [100 * run["peak_step"] / run["steps"] for run in found["runs"]],
+        linestyle="none",
+        marker="o",
+        color=looks.BLUE,
+    )
+    places = [100 * mean(runs, "peak_step") / runs[0]["steps"] for runs in ages.values()]
+    axes.plot(list(ages), places, "-", color=looks.BLUE)
+    axes.plot(
+        list(PUBLISHED),
+        [100 * step / PYTHIA_70M.steps for *_, step, _ in PUBLISHED.values()],
+        linestyle="--",
+        marker="s",
+        markerfacecolor="none",
+        color=looks.RED,
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("training age Ση·ω")
+    axes.set_ylabel("peak of λ at, % of run")
