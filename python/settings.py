@@ -77,6 +77,10 @@ class Settings:
         """Ση over all steps, in units of the peak."""
         return math.fsum(self.lr_factor(step) for step in range(1, self.steps + 1))
 
+    def records(self, step: int) -> bool:
+        """Whether the forces are written after a step."""
+        return step % self.every == 0 or step == self.steps
+
     def torch_device(self) -> torch.device:
         """The GPU where there is one, unless told otherwise."""
         if self.device == "auto":

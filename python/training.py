@@ -51,6 +51,54 @@ class Run:
     interrupted: bool = False
 
 
+class Recorder:
+    """Writes the forces of a run, and what else is found out at its steps; changes nothing of them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: torch.nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        run: Run,
+        sink: ParquetSink | None,
+    ) -> None:
+        self._settings, self._optimizers, self._run, self._sink = settings, optimizers, run, sink
+        self._budgets = budgets_of(optimizers, model, settings)
+        self._named = named_weights(optimizers)
+        self._weights = [weight for _, weight in self._named]
+        self._norms_sq = norms_sq(self._weights)
+
+    def before(self, step: int) -> None:
+        """To be called before the optimizers step."""
+        if self._looks_at(step) and self._settings.weights != "float32":
+            self._run.unmoved.remember(*self._optimizers)
+
+    def after(self, step: int, loss: Tensor) -> None:
+        """To be called after they have, with the loss before, and before the schedulers step."""
+        if self._settings.records(step):
+            with self._run.recording:
+                self._run.last_budget = self._budgets.drain()
+                if self._sink is not None:
+                    self._write(self._sink, step, self._run.last_budget, loss)
+            after = norms_sq(self._weights)
+            self._run.closure.add(self._run.last_budget, after - self._norms_sq, self._weights)
+            self._norms_sq = after
+        if self._looks_at(step):
+            self._run.super_weights.add(step, *self._optimizers)
+            if self._settings.weights != "float32":
+                self._run.unmoved.add(step, *self._optimizers)
+
+    def _looks_at(self, step: int) -> bool:
+        """Whether single entries are looked at, which is slow, and for AdamW alone."""
+        return self._settings.optimizer == "adamw" and step % (10 * self._settings.every) == 0
+
+    def _write(self, sink: ParquetSink, step: int, budget: wk.ForceBudget, loss: Tensor) -> None:
+        settings = self._settings
+        fitted = step % (settings.fit_every * settings.every) == 0 or step == settings.steps
+        described = rates(self._optimizers) | (fits_by_role if fitted else unfitted)(self._named)
+        sink.write(step, budget, loss=loss, tokens=step * settings.batch * settings.context, **described)
+
+
 def train(
     settings: Settings,
     text: Tensor,
@@ -72,17 +120,13 @@ def train(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: settings.lr_factor(done + 1))
         for optimizer in optimizers
     ]
-    budgets = budgets_of(optimizers, model, settings) if settings.forces else None
     places = torch.Generator().manual_seed(settings.seed)
-    named = named_weights(optimizers)
-    weights = [weight for _, weight in named]
     run = Run(model, training=Stopwatch(device), recording=Stopwatch(device))
+    recorder = Recorder(settings, model, optimizers, run, sink) if settings.forces else None
     if visit is not None:
         visit(0, model)
-    before = norms_sq(weights)
     try:
         for step in range(1, settings.steps + 1):
-            recorded = step % settings.every == 0 or step == settings.steps
             with run.training:
                 tokens, following = random_windows(text, settings.batch, settings.context, places)
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
@@ -92,35 +136,19 @@ def train(
                 loss.backward()
                 if settings.clip is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            looked_at = (
-                budgets is not None and settings.optimizer == "adamw" and step % (10 * settings.every) == 0
-            )
-            if looked_at and settings.weights != "float32":
-                run.unmoved.remember(*optimizers)
+            if recorder is not None:
+                recorder.before(step)
             with run.training:
                 for optimizer in optimizers:
                     optimizer.step()
-            if recorded and budgets is not None:
-                with run.recording:
-                    run.last_budget = budgets.drain()
-                    if sink is not None:
-                        tokens_seen = step * settings.batch * settings.context
-                        fitted = step % (settings.fit_every * settings.every) == 0 or step == settings.steps
-                        described = rates(optimizers) | (fits_by_role(named) if fitted else unfitted(named))
-                        sink.write(step, run.last_budget, loss=loss, tokens=tokens_seen, **described)
-                after = norms_sq(weights)
-                run.closure.add(run.last_budget, after - before, weights)
-                before = after
-            if looked_at:
-                run.super_weights.add(step, *optimizers)
-                if settings.weights != "float32":
-                    run.unmoved.add(step, *optimizers)
+            if recorder is not None:
+                recorder.after(step, loss)
             for scheduler in schedulers:
                 scheduler.step()
             run.step = step
             if visit is not None:
                 visit(step, model)
-            if report is not None and recorded:
+            if report is not None and settings.records(step):
                 report(step, loss.item())
     except KeyboardInterrupt:
         run.interrupted = True

@@ -223,7 +223,7 @@ def test_the_longer_run_is_told_of():
     longer = found["runs"][2] | {"steps": 400, "peak_step": 160, "half_step": 80, "final_over_peak": 0.77}
     told = relaxation.claims(found | {"longer": [longer]})[3].reason
     assert "with 4 times the steps" in told
-    assert "half of it is done at 20 %, the peak is at 40 %, and λ falls to 0.770" in told
+    assert "half is done at 20 %, the peak is at 40 %, and λ falls to 0.770" in told
     assert relaxation.section(found | {"longer": [longer]}).count("\n| 2.2 (") == 2
 
 

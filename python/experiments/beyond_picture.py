@@ -7,7 +7,8 @@ import numpy as np
 
 from . import looks
 
-HATCHES = {"alignment": "", "injection": "///", "decay": "...", "coupling": "xxx", "rounding": "\\\\\\"}
+NARROW = ", bfloat16 weights"
+HATCHES = {"alignment": "", "injection": "///", "decay": "...", "rounding": "xxx"}
 LOOKS = {force: looks.line(look) for force, look in looks.FORCE_LOOKS.items()}
 
 
@@ -28,30 +29,38 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def draw_scales(axes: Any, runs: list[dict[str, Any]]) -> None:
-    """λ of the first seed of each variant."""
-    for place, run in enumerate(runs):
-        look, curves = looks.look(place), run["curves"]
+    """λ of the first seed of each variant: bfloat16 ones in thin lines with hollow markers."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(map(twin_of, runs)))}
+    for run in runs:
+        place, curves = places[twin_of(run)], run["curves"]
+        narrow = run["variant"] != twin_of(run)
         every = max(1, len(curves["step"]) // 8)
         axes.plot(
             curves["step"],
             curves["scale"],
             label=short(run["variant"]),
-            markevery=(place % every, every),
-            markersize=4,
-            linewidth=1.3,
-            **look,
+            markevery=((2 * place + narrow) % every, every),
+            markersize=5,
+            markerfacecolor="white" if narrow else None,
+            linewidth=0.8 if narrow else 1.6,
+            **looks.look(place),
         )
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("Weibull scale λ of |w|, transmission weights")
     axes.set_title(f"λ, seed {runs[0]['seed']}")
     axes.legend(fontsize=8)
 
 
+def twin_of(run: dict[str, Any]) -> str:
+    """The variant, whatever its weights are kept in."""
+    return str(run["variant"]).removesuffix(NARROW)
+
+
 def draw_works(axes: Any, runs: list[dict[str, Any]]) -> None:
     """What each force did over the run: the mean of the seeds of each variant, and how far they lie apart."""
     variants = list(dict.fromkeys(run["variant"] for run in runs))
-    width = 0.8 / len(HATCHES)
+    width = 0.84 / len(HATCHES)
     for place, (force, hatch) in enumerate(HATCHES.items()):
         values = [
             [run["work"]["whole"][force] for run in runs if run["variant"] == variant] for variant in variants
@@ -61,7 +70,7 @@ def draw_works(axes: Any, runs: list[dict[str, Any]]) -> None:
             [[mean - min(mine), max(mine) - mean] for mean, mine in zip(means, values, strict=True)]
         )
         axes.bar(
-            np.arange(len(variants)) + (place - 2) * width,
+            np.arange(len(variants)) + (place - 1.5) * width,
             means,
             width,
             yerr=abs(spans.T),
@@ -73,6 +82,8 @@ def draw_works(axes: Any, runs: list[dict[str, Any]]) -> None:
             error_kw={"linewidth": 0.8},
         )
     axes.axhline(0, color="black", linewidth=0.6)
+    # Logarithmic both ways, linear through zero.
+    axes.set_yscale("symlog", linthresh=0.1)
     axes.set_xticks(range(len(variants)), [short(variant, "\n") for variant in variants], fontsize=8)
     axes.set_ylabel("work over the run, parts of ‖w₀‖²")
     axes.set_title("What each force did to ‖w‖²")

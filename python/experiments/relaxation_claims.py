@@ -151,7 +151,7 @@ def of_place(found: dict[str, Any], ages: dict[float, list[dict[str, Any]]]) -> 
     for run in found["longer"]:
         times = run["steps"] / next(iter(ages.values()))[0]["steps"]
         reason += (
-            f"; with {times:.0f} times the steps to the same Ση and age {run['age']:g}, half of it is done at "
+            f"; with {times:.0f} times the steps to the same Ση, at age {run['age']:g}, half is done at "
             f"{percent(run['half_step'] / run['steps'], digits=0)}, the peak is at "
             f"{percent(run['peak_step'] / run['steps'], digits=0)}, and λ falls to "
             f"{run['final_over_peak']:.3f} of it"
