@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from machine import machine, on_one_thread
 from optimizers import BETA1
 from recovery_compared import Truth, compared, explained, moving_mean
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -100,7 +101,6 @@ def trained(
         KeyboardInterrupt: the run was cut off; it is made again from its beginning.
     """
     # Not at the top: the experiments import this module.
-    from experiments.jobs import machine, on_one_thread
 
     records_path, gram_path, weights = folder / "records.parquet", folder / "gram.parquet", folder / "weights"
     if not gram_path.exists():
@@ -244,10 +244,3 @@ def shown_run(settings: Settings, records: pa.Table, gram: CheckpointGram) -> di
         recovery = recovered(settings, knots, method=method)
         curves[method] = recovery.series(role="transmission").alignment
     return {name: curve[chosen].tolist() for name, curve in curves.items()} | {"spacing": spacing}
-
-
-def page(found: dict[str, Any], plan: Plan) -> str:
-    """All tables, for a page of their own."""
-    from experiments import recovery  # which imports this module
-
-    return recovery.tables(found)

@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from experiments import EXPERIMENTS, reconstruction, recovery
 from experiments import page as results_page
 from experiments.course import Course
-from experiments.jobs import machine, trained
+from experiments.jobs import trained
 from experiments.presets import PRESETS, PYTHIA_70M
 from experiments.presets import preset as sized
 from experiments.results import results_file, write_results
 from recovery_accuracy import Plan
-from recovery_accuracy import page as recovery_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "papers"
@@ -189,9 +187,8 @@ def recover(
         plan = Plan(steps, runs, width)
         places = placed(results, page, out, plan != Plan())
         found = recovery.findings(plan, out)
-        places[0].mkdir(parents=True, exist_ok=True)
-        (places[0] / "recovery.md").write_text(recovery_tables(found, plan))
-        leave(recovery, "cpu", found, [machine(torch.device("cpu"))], as_typed(context), places)
+        recovery.write_tables(found, places[0])
+        leave(recovery, "cpu", found, recovery.machines(found), as_typed(context), places)
 
     guarded(make)
 

@@ -185,7 +185,7 @@ def claims_of_forces(found: dict[str, Any]) -> list[Claim]:
             "–",
             "holds" if share > 75 else "holds in part" if share > 25 else "does not hold",
             "alignment is 2·cosθ·‖w‖·η‖u‖, so the norm was worked out anew with the angles of one run and "
-            "the lengths of the other, decay and norm following; the mean over all orders leaves nothing over",
+            "the lengths of the other, decay and norm following; mean over all orders, so nothing is left over",
         ),
         *claims_of_memory(found),
     ]

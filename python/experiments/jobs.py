@@ -2,23 +2,21 @@
 
 import hashlib
 import json
-import platform
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from corpus import Corpus
+from machine import machine, on_one_thread
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from settings import Settings
 from text import library_source
 from training import Run, train
 
-from weibull_kernels.processor import processor_name
 from weibull_kernels.sinks import ParquetSink
 
 from .course import RECORDS, SUMMARY, Course, read_course
@@ -104,17 +102,6 @@ def make(job: Job, folder: Path, report: Any = None) -> None:
             part.rename(folder / job.name)
 
 
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """So that the number of cores changes nothing: over two threads sums are rounded in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @cache
 def text_digest() -> str:
     """Of the text that all corpora are cut from, which is that of the running Python."""
@@ -132,14 +119,3 @@ def summary_of(job: Job, run: Run) -> dict[str, Any]:
         "machine": machine(job.settings.torch_device()),
         "text": text_digest(),
     }
-
-
-def machine(device: torch.device) -> str:
-    """What a run ran on."""
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        threads = torch.get_num_threads()
-        hardware = f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
-    python = ".".join(platform.python_version_tuple()[:2])
-    return f"{hardware}, Python {python}, torch {torch.__version__}"

@@ -73,7 +73,6 @@ def line_of(rates: list[float], values: list[float], power: float) -> tuple[np.n
 def draw_powers(axes: Any, found: dict[str, Any]) -> None:
     """The powers, with twice their standard errors."""
     columns = [*found["powers"].values(), published_powers()]
-    names = [*(heading(found, name) for name in found["powers"]), "[W2]"]
     for place, powers in enumerate(columns):
         ours = place < len(found["powers"])
         known = [(row, powers[name]) for row, name in enumerate(SHOWN) if powers.get(name) is not None]
@@ -88,7 +87,6 @@ def draw_powers(axes: Any, found: dict[str, Any]) -> None:
             color=drawn["color"] if ours else "black",
             markersize=5,
             capsize=2,
-            label=names[place],
         )
     axes.axvline(EQUILIBRIUM, color=looks.GREY, linewidth=0.9, linestyle="--")
     axes.axvline(1, color=looks.GREY, linewidth=0.9, linestyle=":")
@@ -96,8 +94,7 @@ def draw_powers(axes: Any, found: dict[str, Any]) -> None:
     axes.set_yticks(range(len(SHOWN)), list(SHOWN.values()), fontsize=9)
     axes.set_ylim(len(SHOWN) - 0.4, -0.6)
     axes.set_xlabel("power of η (bars: two standard errors)")
-    axes.set_title("What the power is made of")
-    axes.legend(fontsize=8, loc="best")
+    axes.set_title("What it is made of (markers as left)")
 
 
 def draw_angles(axes: Any, curves: list[dict[str, Any]]) -> None:

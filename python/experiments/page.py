@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import EXPERIMENTS
-from .claims import HEADER
+from .claims import HEADER, Claim
 from .presets import PRESETS
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -47,9 +47,23 @@ class Result:
         """The picture, from the numbers alone."""
         self.experiment.draw(self.about["findings"], self.picture)
 
+    def claims(self) -> list[Claim]:
+        """What the numbers say of the papers' claims.
+
+        Raises:
+            ValueError: the file is of an earlier version of the experiment.
+        """
+        try:
+            claims: list[Claim] = self.experiment.claims(self.about["findings"])
+        except KeyError as error:
+            raise ValueError(
+                f"{self.path} lacks {error}, as if of an earlier version: make it again by {self.about['command']}"
+            ) from error
+        return claims
+
     def rows(self) -> list[str]:
         """Of the table of claims."""
-        return [claim.row(self.about["command"]) for claim in self.experiment.claims(self.about["findings"])]
+        return [claim.row(self.about["command"]) for claim in self.claims()]
 
     def heading(self) -> list[str]:
         """What tells it from the runs of the usual size."""
@@ -64,8 +78,7 @@ class Result:
 
     def reasons(self) -> list[str]:
         """Why ours differs from what is said, for the claims where it does."""
-        claims = self.experiment.claims(self.about["findings"])
-        return [f"- *{claim.claim}*: {claim.reason}." for claim in claims if claim.reason]
+        return [f"- *{claim.claim}*: {claim.reason}." for claim in self.claims() if claim.reason]
 
     def section(self, page: Path) -> str:
         """The numbers in words, with the picture and where they come from."""

@@ -100,9 +100,9 @@ def section(found: dict[str, Any]) -> str:
     runs, fitted = found["runs"], [run for run in found["runs"] if run["bridge"]]
     parts = [
         "Mean error of σ and λ past half of the run, in per cent: with its sign where that is the same at "
-        "every checkpoint, else the mean magnitude after ±. As published is the published sums by Euler's "
-        "rule and one mean ratio r = λ/σ; ours is the exact sums by the last rule with a figure, and r from "
-        "the other checkpoints around each, which are observed and no part of the budget.",
+        "nearly every checkpoint, else the mean magnitude after ±. As published is the published sums by "
+        "Euler's rule and one mean ratio r = λ/σ; ours is the exact sums by the last rule with a figure, and "
+        "r from the other checkpoints around each, which are observed and no part of the budget.",
         integration_table(runs),
     ]
     if fitted:

@@ -110,8 +110,8 @@ def split_claim(runs: list[Run], which: str) -> Claim:
         verdict,
         ""
         if verdict == "holds"
-        else f"as published it is of the same size as in the logs of [W2], but the bridge from σ to λ has as "
-        f"large a part, {over(runs, bridge_of('mean'))}",
+        else f"beside the {over(runs, published_integration)} of the integration the bridge from σ to λ has "
+        f"{over(runs, bridge_of('mean'))}",
     )
 
 

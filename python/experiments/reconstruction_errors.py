@@ -16,6 +16,9 @@ GAMMA_K = 1.2
 BRIDGES = ("mean", "gamma", "gamma of its k", "anchored", "measured")
 """Those of `wk.reconstruction_error`; the Γ bridge with k = 1.2, and with k as it is at each checkpoint."""
 
+ONE_SIGN = 0.9
+"""An error has a sign where its mean is no less of its mean magnitude."""
+
 FORETOLD = "gamma of its k, foretold"
 
 Run = dict[str, Any]
@@ -235,11 +238,11 @@ def predicted(run: Run, key: str = "late") -> float:
 
 
 def told(late: float, signed: float) -> str:
-    """An error in per cent, with its sign where all checkpoints have the same, else with ±."""
+    """An error in per cent, with its sign where nearly all of it has the same, else with ±."""
     text = cell(late)
     if text == "0.00":
         return text
-    return f"{'±' if abs(signed) < 0.99 * late else '-' if signed < 0 else '+'}{text}"
+    return f"{'±' if abs(signed) < ONE_SIGN * late else '-' if signed < 0 else '+'}{text}"
 
 
 def cell(value: float) -> str:

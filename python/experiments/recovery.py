@@ -230,8 +230,8 @@ def section(found: dict[str, Any]) -> str:
         "What each method should sum up to between checkpoints in the rise, by the true forces, in parts of "
         "the true alignment A, medians over the runs: A + J, less the squared moves of the method's own "
         "path, more the difference between the true decay and that of the path. Found is what it does sum up "
-        "to. J kept is the squared moves of the spline in parts of the injection J, and by diffusion those of "
-        "straight lines."
+        "to. J kept is the squared moves of the spline in parts of the injection J, and by diffusion those "
+        "of straight lines."
         f"\n\n{explained_table(found)}"
     )
 
