@@ -110,17 +110,23 @@ def retained_pairs(text: Tensor, changed: Tensor, window: int) -> float:
     return (same[:, :-1] & same[:, 1:]).double().mean().item()
 
 
-def conditional_entropy(text: Tensor) -> float:
-    """D = H(next byte | byte) = −Σ p(a,b)·log₂ p(b|a) of adjacent bytes, in bits a byte.
+def in_pairs(text: Tensor) -> Tensor:
+    """The text in tokens of two bytes each, int64 [length // 2]."""
+    first, second = text[: len(text) // 2 * 2].view(-1, 2).long().T
+    return first * VOCABULARY + second
+
+
+def conditional_entropy(tokens: Tensor) -> float:
+    """D = H(next | token) = −Σ p(a,b)·log₂ p(b|a) of adjacent tokens, in bits a token; a text's are bytes.
 
     Raises:
-        ValueError: the text has no pair of bytes.
+        ValueError: there is no pair.
     """
-    if len(text) < 2:
-        raise ValueError(f"text must be at least 2 bytes, so that there is a pair, got {len(text)}")
-    data = text.to(torch.int64)
-    pairs = torch.bincount(data[:-1] * VOCABULARY + data[1:], minlength=VOCABULARY**2).double()
-    return _entropy(pairs) - _entropy(pairs.view(VOCABULARY, VOCABULARY).sum(1))
+    if len(tokens) < 2:
+        raise ValueError(f"tokens must be at least 2, so that there is a pair, got {len(tokens)}")
+    data = tokens.to(torch.int64)
+    pairs = data[:-1] * (data.max() + 1) + data[1:]
+    return _entropy(_counts(pairs)) - _entropy(_counts(data[:-1]))
 
 
 def unigram_entropy(text: Tensor) -> float:
@@ -131,7 +137,14 @@ def unigram_entropy(text: Tensor) -> float:
     """
     if not len(text):
         raise ValueError("text must have at least a byte, got none")
-    return _entropy(torch.bincount(text.to(torch.int64), minlength=VOCABULARY).double())
+    return _entropy(_counts(text.to(torch.int64)))
+
+
+def _counts(values: Tensor) -> Tensor:
+    """How often each occurs."""
+    if values.max() < VOCABULARY**2:  # bytes and their pairs, without sorting
+        return torch.bincount(values).double()
+    return torch.unique(values, return_counts=True)[1].double()
 
 
 def _entropy(counts: Tensor) -> float:

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reproduce
+import torch
 from experiments import beyond
+from experiments.beyond_claims import in_order
 from experiments.course import Course
 from experiments.jobs import Job
-from experiments.presets import CPU, PYTHIA_70M
+from experiments.presets import CPU, PYTHIA_70M, preset
 from typer.testing import CliRunner
 
 import weibull_kernels as wk
@@ -120,18 +122,30 @@ def test_work_sums_to_the_growth_of_the_norm():
     assert beyond.work(course)["rounding"] == pytest.approx(0.2 * T / 400)
 
 
-def test_rounding_beside_the_budget_and_the_decay():
-    """2 of a budget of 3 + 1 + 4, and half of the decay; at the end −1 of the same."""
+def test_rounding_beside_the_budget_and_the_net():
+    """0.5 of a budget of 3 + 1 + 5 and against the net of −1; in the last two steps all of it."""
     tail = np.arange(T) >= 38
-    found = beyond.rounding(course_of(3.0, 1.0, -4.0, rounding=np.where(tail, -1.0, 2.0)), tail)
-    assert found["end"] == {"of_budget": pytest.approx(1 / 8), "of_decay": pytest.approx(1 / 4)}
-    whole = (38 * 2 + 2) / (8 * T), (38 * 2 - 2) / (-4 * T)
-    assert found["whole"] == {"of_budget": pytest.approx(whole[0]), "of_decay": pytest.approx(whole[1])}
+    found = beyond.rounding(course_of(3.0, 1.0, -5.0, rounding=np.where(tail, 1.0, 0.5)), tail)
+    assert found["end"] == {"of_budget": pytest.approx(1 / 9), "of_net": pytest.approx(-1)}
+    rounded = 38 * 0.5 + 2
+    assert found["whole"] == {
+        "of_budget": pytest.approx(rounded / (9 * T)),
+        "of_net": pytest.approx(rounded / -T),
+    }
 
 
-def test_rounding_takes_nothing_back_of_no_decay():
-    found = beyond.rounding(course_of(3.0, 1.0, 0.0, rounding=1.0), np.full(T, True))
-    assert found["whole"] == {"of_budget": pytest.approx(1 / 4), "of_decay": None}
+def test_rounding_takes_nothing_back_of_no_net():
+    found = beyond.rounding(course_of(3.0, 1.0, -4.0, rounding=1.0), np.full(T, True))
+    assert found["whole"] == {"of_budget": pytest.approx(1 / 8), "of_net": None}
+
+
+def test_half_of_the_last_digit_of_bfloat16():
+    """The least that moves an entry up, by torch."""
+    sizes = np.array([1.0, 1.5, 0.02, 0.1])
+    for size, half in zip(sizes, beyond.half_digit(sizes), strict=True):
+        weight = torch.tensor(size, dtype=torch.bfloat16).double()
+        moved = [(weight + part * half).bfloat16().double() != weight for part in (0.99, 1.01)]
+        assert moved == [False, True]
 
 
 def test_rounding_of_displacements_is_none():
@@ -150,7 +164,10 @@ def test_the_part_of_each_force_on_unmoved_entries_and_what_decay_did():
         "forces": [forces for forces, _ in looks],
         "of_unmoved": [dict.fromkeys(forces, part) for forces, part in looks],
     }
-    assert beyond.unmoved(course_of(1.0, 1.0, -1.0, unmoved=seen)) == {
+    found = beyond.unmoved(course_of(1.0, 4.0, -5.0, unmoved=seen))
+    # η·û is √(4/100) = 0.2, and σ = 2 has digits of 2⁻⁶.
+    assert found.pop("reach") == pytest.approx([0.2 * 2**7] * 3)
+    assert found == {
         "step": [20, 30, 40],
         "entries": [0.25, 0.75, 1.0],
         "alignment": [0.25, -0.25, 0.0],
@@ -188,3 +205,115 @@ def test_twins_tell_how_much_decay_is_left_and_which_force_makes_the_difference(
     assert without["decay_acts"] is None
     alone = {job: course for job, course in courses.items() if job.settings.weights == "float32"}
     assert beyond.twins(alone) == []
+
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("phases", "told"),
+    [
+        (["plateau", "rise", "balance", "relaxation"], True),
+        (["rise", "relaxation"], True),
+        (["plateau", "rise"], False),
+        (["plateau", "relaxation", "rise", "balance"], False),
+        (["plateau"], False),
+    ],
+)
+def test_rise_and_then_balance(phases, told):
+    assert in_order(phases) == told
+
+
+SEEN = {
+    "step": [20, 38],
+    "fraction": [0.1, 0.5],
+    "forces": [
+        {"alignment": 2.0, "injection": 1.0, "decay": -1.0, "coupling": 0.0, "decay_done": -1.0},
+        {"alignment": 2.0, "injection": 1.0, "decay": -1.0, "coupling": 0.0, "decay_done": -0.3},
+    ],
+    "of_unmoved": [dict.fromkeys(FORCES, 0.1), dict.fromkeys(FORCES, 0.5)],
+}
+
+
+@pytest.fixture
+def made_up():
+    """Two seeds of all variants: they rise by 4 + 1 − 2, Lion by 2 + 1 − 2, and fall by 1 + 1 − 3."""
+    up = np.arange(T) < 25
+    falls = {"alignment": np.where(up, 4.0, 1.0), "injection": 1.0, "decay": np.where(up, -2.0, -3.0)}
+    rises = {"alignment": 3.0, "injection": 1.0, "decay": 0.0}
+    courses = {}
+    for job in beyond.jobs(preset("cpu", steps=T), (0, 1)):
+        forces = falls if job.settings.weight_decay else rises
+        if job.settings.optimizer == "lion":
+            forces = falls | {"alignment": np.where(up, 2.0, 1.0)}
+        rounded = np.nan if job.settings.optimizer != "adamw" else 0.0
+        narrow = {}
+        if job.settings.weights == "bfloat16":
+            rounded, narrow = np.where(up, 0.0, 0.5), {"unmoved": SEEN}
+        courses[job] = course_of(**forces, rounding=rounded, **narrow)
+    return json.loads(json.dumps(beyond.findings(courses), allow_nan=False))
+
+
+def said(found):
+    """Verdict by the first words of the claim."""
+    return {claim.claim.removeprefix("beyond the papers: "): claim.verdict for claim in beyond.claims(found)}
+
+
+def test_verdicts(made_up):
+    assert said(made_up) == {
+        "Adam without decay has no relaxation, 2 seeds": "holds",
+        "rounding of bfloat16 weights is a force of its own, age 2.2, 2 seeds": "holds",
+        "rounding of bfloat16 weights is a force of its own, age 0.11, 2 seeds": "holds",
+        "alignment dominates the rise, balance or relaxation follows: Lion, 2 seeds": "holds in part",
+        "alignment dominates the rise, balance or relaxation follows: Muon, 2 seeds": "holds",
+    }
+
+
+@pytest.mark.parametrize(
+    ("done", "verdict"),
+    [((1.0, 0.95), "holds"), ((0.95, 0.3), "holds in part: not to the end"), ((0.3, 0.1), "does not hold")],
+)
+def test_decay_is_judged_where_a_step_of_it_is_less_than_half_a_digit(made_up, done, verdict):
+    assert not any("decay acts" in claim for claim in said(made_up))  # 0.5 % of an entry
+    for run in made_up["runs"]:
+        if run["variant"] == "AdamW, age 0.11, bfloat16 weights":
+            run["weight_decay"] = 2.0**-10 / run["lr"]
+            run["unmoved"] |= {"decay_done_of_all": done[0], "decay_done_at_end": done[1]}
+    found = {claim: verdict for claim, verdict in said(made_up).items() if "decay acts" in claim}
+    assert list(found.values()) == [verdict]
+    assert "at most 0.098 % of an entry" in next(iter(found))
+
+
+def test_the_page_in_words(made_up, tmp_path):
+    claims = {claim.claim.split(",")[0]: claim for claim in beyond.claims(made_up)}
+    assert claims["beyond the papers: Adam without decay has no relaxation"].exact.startswith(
+        "decay is 0.0 % of the budget, λ ends at 1.000"
+    )
+    section = beyond.section(made_up)
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 8
+    assert len({row.count("|") for row in rows}) == 1
+    assert "all forces following" in section
+    beyond.draw(made_up, tmp_path / "beyond.png")
+    assert (tmp_path / "beyond.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command(tmp_path):
+    arguments = ["beyond", "--steps=20", "--width=8", "--seeds=0", f"--out={tmp_path / 'runs'}"]
+    result = CliRunner().invoke(
+        reproduce.app, [*arguments, f"--results={tmp_path}", f"--page={tmp_path / 'page.md'}"]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "beyond.json").read_text())["findings"]
+    runs = {run["variant"]: run for run in found["runs"]}
+    assert len(runs) == 8
+    assert runs["Lion"]["update_rms"] == pytest.approx({"rise": 1.0, "end": 1.0}, rel=1e-4)
+    assert runs["Adam without decay"]["work"]["whole"]["decay"] == 0
+    for run in runs.values():
+        assert run["closure"] < 1e-9
+        assert len(run["curves"]["step"]) <= 60
+    assert len(found["twins"]) == 3
+    assert (tmp_path / "beyond.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page.md").read_text()
+    assert all(claim.claim in page for claim in beyond.claims(found))
+    assert beyond.section(found) in page

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_no_power_of_what_has_none():
     assert power([1e-3, 2e-3], [0.1, 0.2])["error"] is None
 
 
-def runs_of(law, rates=RATES, weight_decay=0.05):
+def runs_of(law, rates=RATES, sweep="base"):
     """Made-up runs: `law` gives σ's growth by alignment, what decay took, cosθ and û on an η."""
     runs = []
     for place, rate in enumerate(rates):
@@ -114,13 +115,17 @@ def runs_of(law, rates=RATES, weight_decay=0.05):
         peak = 0.02 + pushed - taken
         runs.append(
             {
+                "sweep": sweep,
                 "lr": rate,
-                "weight_decay": weight_decay,
+                "weight_decay": {"base": 0.05, "none": 0.0, "rest": 2.0, "short": 0.05}[sweep],
                 "seed": place,
                 "steps": 100,
+                "age": 1000 * rate,
                 "scale": {"start": 0.0178, "peak": 0.89 * peak, "final": 0.8 * peak},
                 "rms": {"start": 0.02, "peak": peak, "peak_step": 100},
                 "made": {"alignment": pushed, "injection": 0.0, "decay": -taken},
+                "whole_path": 10 * rate,
+                "alignment_over_decay_at_end": 0.5,
                 "path": pushed / angle / update,
                 "cosine": angle,
                 "update": update,
@@ -141,7 +146,7 @@ def turning(rate):
 
 
 def test_the_start_alone_makes_a_straight_growth_look_flatter():
-    found = lr_sweep.powers(0.0, runs_of(straight))
+    found = lr_sweep.powers(runs_of(straight))
     assert set(QUANTITIES) <= set(found)
     assert found["from_start"]["power"] == pytest.approx(1)
     assert found["path"]["power"] == pytest.approx(1)
@@ -156,12 +161,12 @@ def test_the_start_alone_makes_a_straight_growth_look_flatter():
 
 @pytest.mark.parametrize("law", [straight, turning])
 def test_what_makes_the_power_adds_up_to_it(law):
-    found = lr_sweep.powers(0.05, runs_of(law))
+    found = lr_sweep.powers(runs_of(law))
     assert sum(attribution(found).values()) == pytest.approx(found["peak"]["power"])
 
 
 def test_angle_and_length_are_told_apart():
-    found = attribution(lr_sweep.powers(0.05, runs_of(turning)))
+    found = attribution(lr_sweep.powers(runs_of(turning)))
     assert found["cosine"] == pytest.approx(0.2)
     assert found["update"] == pytest.approx(-0.1)
     assert found["path"] == pytest.approx(1)
@@ -169,7 +174,7 @@ def test_angle_and_length_are_told_apart():
 
 
 def test_no_attribution_where_sigma_never_rises():
-    found = lr_sweep.powers(0.05, runs_of(lambda rate: (0.0, 0.001, 0.1, 0.2)))
+    found = lr_sweep.powers(runs_of(lambda rate: (0.0, 0.001, 0.1, 0.2)))
     assert found["from_start"] is None
     assert attribution(found) is None
 
@@ -192,12 +197,9 @@ def test_the_angle_behind_a_published_step():
     assert found == pytest.approx((0.05, 0.2))
 
 
-def found_of(law, weight_decays=(0.0, 0.05, 1.0)):
-    runs = [run for decay in weight_decays for run in runs_of(law, weight_decay=decay)]
-    powers = [
-        lr_sweep.powers(decay, [run for run in runs if run["weight_decay"] == decay])
-        for decay in weight_decays
-    ]
+def found_of(law, sweeps=("base", "none", "rest", "short")):
+    runs = [run for sweep in sweeps for run in runs_of(law, sweep=sweep)]
+    powers = {sweep: lr_sweep.powers([run for run in runs if run["sweep"] == sweep]) for sweep in sweeps}
     return {"runs": runs, "powers": powers, "curves": []}
 
 
@@ -211,29 +213,56 @@ def found_of(law, weight_decays=(0.0, 0.05, 1.0)):
 )
 def test_verdicts_follow_the_power(wanted, verdicts):
     """σ_peak ∝ η^wanted, from a growth that starts at σ₀."""
-    told = lr_sweep.claims(found_of(lambda rate: (10 * rate**wanted - 0.02, 0.0, 0.1, 0.2)))
+    told = lr_sweep.claims(found_of(lambda rate: (10 * rate**wanted, 0.02, 0.1, 0.2)))
     assert tuple(claim.verdict.split(":")[0] for claim in told[:2]) == verdicts
     assert f"{wanted - PUBLISHED_POWER:+.2f}" in told[0].verdict
     assert told[0].exact.startswith(f"{wanted:.2f} ± 0.00")
 
 
+def test_why_the_power_is_not_the_published_one():
+    told = lr_sweep.claims(found_of(turning))[0].reason
+    ours, theirs = attribution(lr_sweep.powers(runs_of(turning))), attribution(published_powers())
+    assert f"{ours['start'] - theirs['start']:+.2f} by start λ₀" in told
+    assert f"{0.1 - theirs['drive']:+.2f} by cosθ·û" in told
+    assert f"the power is {lr_sweep.powers(runs_of(turning))['peak']['power']:.2f}" in told
+
+
+def test_what_becomes_of_the_power_at_rest():
+    told = lr_sweep.claims(found_of(turning))[1].reason
+    local = lr_sweep.powers(runs_of(turning))["peak"]["local"]
+    assert f"{local[0]:.2f} from age 1 to 2, {local[1]:.2f} from age 2 to 4" in told
+    assert "injection made 0 % of what decay took" in told
+    assert lr_sweep.claims(found_of(straight, ("base", "none")))[1].reason == ""
+
+
+def test_the_guesses_are_judged_by_the_base():
+    told = lr_sweep.section(found_of(turning))
+    assert "what σ grows by goes as η^1.10 ± 0.00" in told
+    assert "it goes as η^0.20 ± 0.00" in told
+    assert told.count("\n| peak of λ |") == 2  # as it is, and added up
+
+
 def test_shares_of_the_base_only():
-    found = found_of(straight)
+    found = found_of(straight, ("none", "base"))
     found["runs"][0]["rise"] = {"exact": [0.1, 0.2], "as_published": [0.1, 0.2]}  # without decay
-    assert lr_sweep.claims(found)[2].verdict == "holds"
-    assert lr_sweep.claims(found)[2].exact == "80–90 %, 80–90 %, 80–90 %"
+    shares = lr_sweep.claims(found)[2]
+    assert shares.verdict == "holds"
+    assert shares.exact == "80–90 %, 80–90 %, 80–90 %"
     found["runs"][len(RATES)]["rise"]["exact"] = [0.4, 0.9]
     assert lr_sweep.claims(found)[2].verdict == "does not hold"
 
 
 def test_one_rate_has_no_power_but_shares():
-    found = found_of(straight)
-    found["powers"] = [lr_sweep.powers(0.05, runs_of(straight, [1e-3]))]
-    found["runs"] = runs_of(straight, [1e-3])
+    runs = runs_of(straight, [1e-3])
+    found = {"runs": runs, "powers": {"base": lr_sweep.powers(runs)}, "curves": []}
     assert [claim.claim.split(" at every")[0] for claim in lr_sweep.claims(found)] == [
         "[W2] alignment dominates the rise"
     ]
-    assert "–" in lr_sweep.section(found)
+    assert "| peak of λ | – |" in lr_sweep.section(found)
+
+
+def test_without_the_base_nothing_is_claimed():
+    assert lr_sweep.claims(found_of(straight, ("none",))) == []
 
 
 def test_the_ladder_of_one_run():
@@ -252,12 +281,27 @@ def test_the_ladder_of_one_run():
     )
 
 
-def test_a_run_for_every_rate_decay_and_seed():
+@pytest.mark.parametrize("base", [CPU, PYTHIA_70M, preset("cpu", steps=40)])
+def test_every_run_knows_its_sweep(base):
+    for name, (settings, rates) in lr_sweep.sweeps(base).items():
+        for rate in rates:
+            assert lr_sweep.sweep_of(replace(settings, lr=rate * settings.lr)) == name
+
+
+def test_the_published_rates_are_among_the_runs():
+    jobs = lr_sweep.jobs(PYTHIA_70M, (0,))
+    assert len({job.name for job in jobs}) == len(jobs) == 5 + 3 + 3
+    assert set(PEAKS) < {job.settings.lr for job in jobs}
+    assert Job(PYTHIA_70M) in jobs
+
+
+def test_a_shorter_preset_leads_as_far_and_once_less_far():
     jobs = lr_sweep.jobs(CPU, (0, 1))
-    assert len({job.name for job in jobs}) == len(jobs) == 30
-    assert Job(CPU) in jobs  # the base, which other experiments have made
-    published = {job.settings.lr for job in lr_sweep.jobs(PYTHIA_70M, (0,))}
-    assert set(PEAKS) < published
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * (5 + 3 + 3 + 3)
+    assert Job(CPU) in jobs  # the preset as it is, which other experiments have made
+    ages = [job.settings.age for job in jobs[:10:2]]
+    assert ages == pytest.approx([rate * PYTHIA_70M.age for rate in lr_sweep.RATES])
+    assert jobs[16].settings.age == pytest.approx(40 * jobs[0].settings.age)
 
 
 def test_the_picture_of_three_decays(tmp_path):
@@ -268,7 +312,8 @@ def test_the_picture_of_three_decays(tmp_path):
 
 def test_the_command(tmp_path):
     arguments = ["lr-sweep", "--steps=40", "--width=16", "--seeds=0", f"--out={tmp_path / 'runs'}"]
-    only = f"--only=-{preset('cpu', steps=40).weight_decay:.3g}-"  # that of the base: five runs
+    decay = lr_sweep.jobs(preset("cpu", steps=40), (0,))[0].settings.weight_decay
+    only = f"--only=-{decay:.3g}-"  # the base: five runs
     result = CliRunner().invoke(
         reproduce.app, [*arguments, only, f"--results={tmp_path}", f"--page={tmp_path / 'page.md'}"]
     )

@@ -4,6 +4,6 @@ Each module is one: `jobs` names its training runs, `findings` turns what they d
 `claims` and `section` show those numbers; nothing but the numbers is kept.
 """
 
-from . import coherence, four_seeds, lr_sweep, reconstruction, recovery, relaxation
+from . import beyond, coherence, four_seeds, lr_sweep, reconstruction, recovery, relaxation
 
-EXPERIMENTS = (four_seeds, relaxation, lr_sweep, reconstruction, recovery, coherence)
+EXPERIMENTS = (four_seeds, relaxation, lr_sweep, reconstruction, recovery, coherence, beyond)

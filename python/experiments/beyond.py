@@ -8,8 +8,9 @@ from settings import Settings
 
 from weibull_kernels.phases import moving_average
 
+from .beyond_claims import claims as claims
+from .beyond_claims import section as section
 from .beyond_picture import draw as draw
-from .claims import Claim, percent, spread
 from .course import Course
 from .growth import cosine, start_scale
 from .jobs import Job
@@ -108,7 +109,7 @@ def shares(forces: Any, chosen: np.ndarray) -> dict[str, float]:
 
 
 def column(course: Course, force: str) -> np.ndarray | None:
-    """What a force did in each record, [T]; None for what rounding did to displacements: it is in the update."""
+    """What a force did in each record, [T]; None for the rounding of displacements, a part of the update."""
     values = getattr(course.forces, force)
     return None if values is None or np.isnan(values).all() else np.asarray(values)
 
@@ -137,20 +138,20 @@ def at_both(values: np.ndarray, rise: np.ndarray, tail: np.ndarray) -> dict[str,
     return {"rise": float(np.median(values[rise])), "end": float(np.median(values[tail]))}
 
 
-def rounding(course: Course, tail: np.ndarray) -> dict[str, float] | None:
+def rounding(course: Course, tail: np.ndarray) -> dict[str, dict[str, float | None]] | None:
     """What rounding is among the forces, over the whole run and at its end.
 
-    `of_budget` is Σ|rounding| relative to the absolute budget, `of_decay` Σ rounding relative to Σ decay:
-    −1 where it takes back all of the decay.
+    `of_budget` is Σ|rounding| relative to the absolute budget, `of_net` Σ rounding relative to the net of the
+    forces: −1 where it takes all of that back.
     """
     values = column(course, "rounding")
     if values is None:
         return None
-    decay = course.forces.decay
+    net, whole = course.forces.predicted_change, course.forces.absolute
     return {
         name: {
-            "of_budget": float(abs(values[chosen]).sum() / course.forces.absolute[chosen].sum()),
-            "of_decay": float(values[chosen].sum() / decay[chosen].sum()) if decay.any() else None,
+            "of_budget": ratio(abs(values[chosen]).sum(), whole[chosen].sum()),
+            "of_net": ratio(values[chosen].sum(), net[chosen].sum()),
         }
         for name, chosen in {"whole": np.full(len(tail), True), "end": tail}.items()
     }
@@ -160,7 +161,8 @@ def unmoved(course: Course) -> dict[str, Any] | None:
     """Which part of the entries, and of the forces on all, falls on entries that a step left as they were.
 
     `decay_done` is what decay really did to ‖w‖² in a step, relative to decay + coupling, which it would do
-    without rounding: at every look, over all of them and over the last tenth.
+    without rounding: at every look, over all of them and over the last tenth. `reach` is η·û beside half of
+    the last digit of an entry of size σ: how far an update goes beside the least that can move one.
     """
     found = course.summary.get("unmoved")
     if not found or not found["step"]:
@@ -169,14 +171,22 @@ def unmoved(course: Course) -> dict[str, Any] | None:
     done = np.array([whole["decay_done"] for whole, _ in pairs])
     due = np.array([whole["decay"] + whole["coupling"] for whole, _ in pairs])
     last = np.array(found["step"]) > 0.9 * course.step[-1]
+    at = np.searchsorted(course.step, found["step"])
     return {
         "step": found["step"],
         "entries": found["fraction"],
+        "reach": ((update_rms(course) * course.lr)[at] / half_digit(course.rms[at])).tolist(),
         **{force: [ratio(part[force], whole[force]) for whole, part in pairs] for force in THREE},
         "decay_done": [ratio(*each) for each in zip(done, due, strict=True)],
         "decay_done_of_all": ratio(done.sum(), due.sum()),
         "decay_done_at_end": ratio(done[last].sum(), due[last].sum()),
     }
+
+
+def half_digit(size: np.ndarray) -> np.ndarray:
+    """Half of the last digit of a bfloat16 of some size: what is less does not move it."""
+    half: np.ndarray = 2.0 ** (np.floor(np.log2(size)) - 8)
+    return half
 
 
 def ratio(part: float, whole: float) -> float | None:
@@ -187,9 +197,9 @@ def ratio(part: float, whole: float) -> float | None:
 def twins(courses: dict[Job, Course]) -> list[dict[str, Any]]:
     """How far the weights of each run end from those of the same run with bfloat16 weights, and why.
 
-    `norm_sq` is ‖w‖² with bfloat16 weights relative to that with float32 ones, less 1; `work` are the parts of
-    that difference that the works of the forces make. `decay_acts` is the difference that decay makes to ‖w‖²
-    with bfloat16 weights, relative to the one with float32 weights.
+    `norm_sq` is ‖w‖² with bfloat16 weights relative to that with float32 ones, less 1; `work` are the parts
+    of that difference that the works of the forces make. `decay_acts` is the difference that decay makes to
+    ‖w‖² with bfloat16 weights, relative to the one with float32 weights.
     """
     runs = {(variant_of(job.settings), job.settings.seed): course for job, course in courses.items()}
     ends = {key: course.rms[-1] ** 2 for key, course in runs.items()}
@@ -232,11 +242,3 @@ def curves(course: Course, fitted: np.ndarray, most: int = 60) -> dict[str, list
         "scale": course.scale[chosen].tolist(),
         **{force: (values / mean.absolute)[chosen].tolist() for force, values in forces.items()},
     }
-
-
-def claims(found: dict[str, Any]) -> list[Claim]:
-    return []
-
-
-def section(found: dict[str, Any]) -> str:
-    return ""

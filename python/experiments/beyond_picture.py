@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from . import looks
 
@@ -13,19 +14,18 @@ LOOKS = {force: looks.line(look) for force, look in looks.FORCE_LOOKS.items()}
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """λ and the work of the forces of every variant, and rounding among the forces of bfloat16 weights."""
+    """λ and the work of the forces of every variant, and what rounding does to bfloat16 weights."""
     shown = [run for run in found["runs"] if "curves" in run]
+    narrow = [run for run in shown if run["unmoved"] and run["weight_decay"]]
     with looks.figure(path, (12.5, 9)) as figure:
         (scales, works), (shares, parts) = figure.subplots(2, 2)
         draw_scales(scales, shown)
         draw_works(works, found["runs"])
-        narrow = next((run for run in shown if run["rounding"] and "bfloat16" in run["variant"]), None)
-        if narrow is None:
-            for axes in (shares, parts):
+        for axes, panel in ((shares, draw_shares), (parts, draw_decay)):
+            if narrow:
+                panel(axes, narrow)
+            else:
                 axes.set_axis_off()
-            return
-        draw_shares(shares, narrow)
-        draw_unmoved(parts, narrow)
 
 
 def draw_scales(axes: Any, runs: list[dict[str, Any]]) -> None:
@@ -46,10 +46,15 @@ def draw_scales(axes: Any, runs: list[dict[str, Any]]) -> None:
             **looks.look(place),
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(lowest * (lowest / highest) ** 0.35, highest)  # room for the legend
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("Weibull scale λ of |w|, transmission weights")
     axes.set_title(f"λ, seed {runs[0]['seed']}")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="lower right")
 
 
 def twin_of(run: dict[str, Any]) -> str:
@@ -84,56 +89,64 @@ def draw_works(axes: Any, runs: list[dict[str, Any]]) -> None:
     axes.axhline(0, color="black", linewidth=0.6)
     # Logarithmic both ways, linear through zero.
     axes.set_yscale("symlog", linthresh=0.1)
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(3 * lowest, 50 * highest)  # room for the legend
     axes.set_xticks(range(len(variants)), [short(variant, "\n") for variant in variants], fontsize=8)
     axes.set_ylabel("work over the run, parts of ‖w₀‖²")
     axes.set_title("What each force did to ‖w‖²")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=4, loc="upper center")
 
 
-def draw_shares(axes: Any, run: dict[str, Any]) -> None:
-    """Rounding beside the forces."""
-    curves = run["curves"]
-    for force in ("alignment", "injection", "decay", "rounding"):
-        axes.plot(
-            curves["step"],
-            100 * np.array(curves[force]),
-            label=force,
-            linewidth=2.2 if force == "rounding" else 1.5,
-            **LOOKS[force],
-        )
+def draw_shares(axes: Any, runs: list[dict[str, Any]]) -> None:
+    """Rounding beside the forces: of the first run thick, of the others thin."""
+    for run, width in zip(runs, (2.2, 1.0), strict=False):
+        curves = run["curves"]
+        for force in ("alignment", "injection", "decay", "rounding"):
+            label = f"{force}, {aged(run)}"
+            axes.plot(
+                curves["step"], 100 * np.array(curves[force]), linewidth=width, label=label, **LOOKS[force]
+            )
     axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_ylim(-125, 100)
+    axes.set_yticks(range(-75, 101, 25))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("contribution to Δ‖w‖², % of the absolute budget")
-    axes.set_title(f"Rounding as a fourth force: {short(run['variant'])}")
+    axes.set_title("Rounding as a fourth force, bf16 weights")
+    axes.legend(fontsize=8, ncols=2, loc="lower center")
+
+
+def draw_decay(axes: Any, runs: list[dict[str, Any]]) -> None:
+    """What decay does, and how many entries move, by how far the updates reach beside a digit."""
+    for run, marker in zip(runs, ("o", "s"), strict=False):
+        parts = run["unmoved"]
+        for key, colour, what in (
+            ("decay_done", looks.RED, "decay done"),
+            ("entries", "black", "entries left unmoved"),
+        ):
+            axes.scatter(
+                parts["reach"],
+                percents(parts[key]),
+                marker=marker,
+                s=26,
+                facecolor=colour if key == "decay_done" else "none",
+                edgecolor=colour,
+                label=f"{what}, {aged(run)}",
+            )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 110)
+    axes.set_xlabel("η·û over half of the last digit of an entry of size σ")
+    axes.set_ylabel("of the decay, of the entries, %")
+    axes.set_title("Decay acts while updates reach farther than a digit")
     axes.legend(fontsize=8)
 
 
-def draw_unmoved(axes: Any, run: dict[str, Any]) -> None:
-    """Which part of the entries, and of the decay, falls on entries that a step left alone."""
-    parts = run["unmoved"]
-    axes.set_title("Entries that a step leaves as they were")
-    if parts is None:
-        axes.text(0.5, 0.5, "not looked at in these runs", ha="center", transform=axes.transAxes)
-        return
-    axes.plot(
-        parts["step"],
-        100 * np.array(parts["entries"]),
-        color="black",
-        marker="o",
-        markersize=4,
-        label="of all entries",
-    )
-    for force in ("decay", "injection"):
-        look = looks.FORCE_LOOKS[force]
-        axes.plot(parts["step"], percents(parts[force]), markersize=4, label=f"of the {force}", **look)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("part that falls on unmoved entries, %")
-    axes.legend(fontsize=8)
+def aged(run: dict[str, Any]) -> str:
+    """A run by its age."""
+    return f"age {run['age']:.2g}"
 
 
 def percents(values: list[float | None]) -> np.ndarray:
-    """In per cent; what there is none of is left out of the line."""
+    """In per cent; what there is none of is left out."""
     found: np.ndarray = 100 * np.array(values, dtype=float)
     return found
 

@@ -5,13 +5,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from corpus import Corpus, conditional_entropy, retained_pairs, unigram_entropy
+from corpus import Corpus, conditional_entropy, in_pairs, retained_pairs, shuffle_windows, unigram_entropy
 from settings import Settings
 from text import library_source
 
 from . import coherence_page, coherence_picture
 from .coherence_drivers import Drivers, by_driver, by_factor, work
-from .coherence_law import PROBED, Power, law, straight
+from .coherence_law import PARTS, PROBED, Power, fit_power, law
 from .course import Course
 from .growth import start_scale
 from .jobs import Job
@@ -107,6 +107,7 @@ def findings(courses: dict[Job, Course]) -> dict[str, Any]:
         "runs": runs,
         "differences": differences(courses),
         "law": fitted,
+        "pairs_of_bytes": pairs_of_bytes(next(iter(courses)).settings.context),
         "repetition": repetition(main, fitted),
         "curves": curves(courses),
     }
@@ -144,18 +145,24 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "steps": job.settings.steps,
         "seen": tokens(job.settings) / (job.corpus.length or text_length()),
         "loss": float(np.mean(course.loss[-20:]) * BITS),
-        "learnt": learnt(course),
+        "known": known(course),
         "scale": {"start": start, "peak": run.peak, "final": run.final},
         "peak_step": run.peak_step,
         "growth": run.final**2 - start**2,
-        "growth_to_peak": run.peak**2 - start**2,
+        "on_the_way": [growth_at(course, part) for part in PARTS],
         "k": float(course.k[-1]),
         "work": work(course.forces),
         "work_to_peak": course.work,
     }
 
 
-def learnt(course: Course) -> float | None:
+def growth_at(course: Course, part: float) -> float:
+    """λ² − λ₀² after a part of the run."""
+    place = int(np.searchsorted(course.step, part * course.step[-1]))
+    return float(course.scale[place] ** 2 - start_scale(course) ** 2)
+
+
+def known(course: Course) -> float | None:
     """The part of the run after which the text is known by heart; None if it never is."""
     under = np.flatnonzero(course.loss * BITS < LEARNT)
     return float(course.step[under[0]] / course.step[-1]) if len(under) else None
@@ -186,29 +193,26 @@ def differences(courses: dict[Job, Course]) -> list[dict[str, Any]]:
     return found
 
 
-def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> dict[str, Any]:
-    """What the law for shuffled text says of repeated text, and what both kinds of text have in common.
-
-    `on_gap` and `on_loss` are r² of straight lines through all runs: growth against what the bigrams tell,
-    and against the loss at the end.
-    """
-    levels = []
+def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Of each number of times that a text is seen, the mean growth, and what the law for shuffled text says."""
     predict = None if fitted is None else Power(**fitted["growth_on_gap"])
+    levels = []
     for times in dict.fromkeys(run["times"] for run in runs if run["times"] is not None):
         mine = [run for run in runs if run["times"] == times]
-        levels.append(
-            {
-                "times": times,
-                "growth": float(np.mean([run["growth"] for run in mine])),
-                "predicted": None if predict is None else float(predict([run["gap"] for run in mine]).mean()),
-            }
-        )
-    growth = [run["growth"] for run in runs]
-    return {
-        "levels": levels,
-        "on_gap": straight([run["gap"] for run in runs], growth),
-        "on_loss": straight([run["loss"] for run in runs], growth),
-    }
+        told = None if predict is None else float(predict([run["gap"] for run in mine]).mean())
+        growth = float(np.mean([run["growth"] for run in mine]))
+        levels.append({"times": times, "growth": growth, "predicted": told})
+    return levels
+
+
+def pairs_of_bytes(window: int, most: int = 4_000_000) -> dict[str, float] | None:
+    """p of H_r − D ∝ S^p on the same text with two bytes to a token: whether p depends on what a token is."""
+    tokens = in_pairs(library_source()[:most])
+    shuffled = {rho: shuffle_windows(tokens, rho, window, seed=0) for rho in SHUFFLED} | {0.0: tokens}
+    baseline = conditional_entropy(shuffled[1.0])
+    gap = [max(0.0, baseline - conditional_entropy(each)) for each in shuffled.values()]
+    fit = fit_power([retained_pairs(tokens, each, window) for each in shuffled.values()], gap)
+    return None if fit is None else {"exponent": fit.exponent, "error": fit.error}
 
 
 def curves(courses: dict[Job, Course], most: int = 50) -> list[dict[str, Any]]:

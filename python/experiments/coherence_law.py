@@ -9,6 +9,12 @@ from scipy.optimize import minimize_scalar
 EXPONENT = 0.59
 """Of the law: λ² − λ₀² = C₀ + C₁·(H_r − D)^0.59, [W3]."""
 
+PAIRS = 1.69
+"""p of [W3]: H_r − D ∝ S^p, with S the part of the adjacent pairs that shuffling leaves."""
+
+PARTS = (0.2, 0.5)
+"""Parts of the run after which the growth is looked at too."""
+
 PROBED = 0.6
 """The ρ that is looked at more closely: the largest of [W3]'s law."""
 
@@ -104,36 +110,47 @@ def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:
     return 1.0 if whole == 0 else 1 - float(np.sum((y - predicted) ** 2)) / whole
 
 
-def straight(x: Any, y: Any) -> float | None:
-    """r² of a straight line; None under three points or where one of the two does not vary."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1] ** 2)
-
-
 def law(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Exponents over the runs on shuffled text; None where there are too few kinds of text.
 
     The published exponent is 1/p, with p from H_r − D = ΔH·S^p, where S is the part of the pairs that
-    shuffling leaves; it is that of the growth if the growth is straight in S. So three are fitted:
+    shuffling leaves; it is that of the growth if the growth is straight in S. So these are fitted:
 
-        growth on the gap H_r − D (published 0.59), the gap on S (p, published 1.69), growth on S (1).
+        growth on the gap H_r − D (published 0.59), the gap on S (p, published 1.69), growth on S (1),
+        growth on what is learnt, the bits by which the loss is under that on fully shuffled text, and what
+        is learnt on the gap.
     """
     gap, retained, growth = ([run[name] for run in runs] for name in ("gap", "retained", "growth"))
-    whole = fit_power(gap, growth)
-    data = fit_power(retained, gap, fixed=1 / EXPONENT)
-    on_retained = fit_power(retained, growth, fixed=1.0)
-    if whole is None or data is None or on_retained is None:
+    known = learnt(runs)
+    fits = {
+        "growth_on_gap": fit_power(gap, growth),
+        "gap_on_retained": fit_power(retained, gap, fixed=PAIRS),
+        "growth_on_retained": fit_power(retained, growth, fixed=1.0),
+        "growth_on_learnt": None if known is None else fit_power(known, growth, fixed=1.0),
+        "learnt_on_gap": None if known is None else fit_power(gap, known, fixed=1.0),
+    }
+    if any(fits[name] is None for name in ("growth_on_gap", "gap_on_retained", "growth_on_retained")):
         return None
-    by_seed = {}
+    found: dict[str, Any] = {name: None if fit is None else asdict(fit) for name, fit in fits.items()}
+    found["on_the_way"] = [
+        {"part": part, "exponent": fit.exponent, "error": fit.error}
+        for place, part in enumerate(PARTS)
+        if (fit := fit_power(gap, [run["on_the_way"][place] for run in runs])) is not None
+    ]
+    found["exponent_by_seed"] = {}
     for seed in dict.fromkeys(run["seed"] for run in runs):
         mine = [run for run in runs if run["seed"] == seed]
         alone = fit_power([run["gap"] for run in mine], [run["growth"] for run in mine])
-        by_seed[str(seed)] = None if alone is None else alone.exponent
-    return {
-        "growth_on_gap": asdict(whole),
-        "gap_on_retained": asdict(data),
-        "growth_on_retained": asdict(on_retained),
-        "exponent_by_seed": by_seed,
-    }
+        found["exponent_by_seed"][str(seed)] = None if alone is None else alone.exponent
+    return found
+
+
+def learnt(runs: list[dict[str, Any]]) -> list[float] | None:
+    """By how many bits a byte the loss is under that of the same seed on fully shuffled text, for each run.
+
+    None where a seed has no such run.
+    """
+    full = {run["seed"]: run["loss"] for run in runs if run["shuffled"] == 1}
+    if any(run["seed"] not in full for run in runs):
+        return None
+    return [max(0.0, full[run["seed"]] - run["loss"]) for run in runs]

@@ -11,10 +11,6 @@ PUBLISHED_PEAK = 8
 """Times seen at which growth is largest in [W3]: 30M tokens in all, a network of 70M weights."""
 
 
-PAIRS = 1.69
-"""p of [W3]: H_r − D ∝ S^p, with S the part of the adjacent pairs that shuffling leaves."""
-
-
 def chosen(found: dict[str, Any], part: str, **wanted: Any) -> list[dict[str, Any]]:
     """The runs or differences with the given numbers; at the memory of the preset if none is given."""
     wanted = {"beta2": found["beta2"]} | wanted

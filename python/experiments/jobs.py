@@ -68,9 +68,10 @@ def trained(jobs: Iterable[Job], folder: Path) -> dict[Job, Course]:
     with Progress(*columns) as progress:
         runs = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing))
         for job in missing:
-            steps = progress.add_task(job.name, total=job.settings.steps)
-            make(job, folder, lambda step, _, task=steps: progress.update(task, completed=step))
-            progress.remove_task(steps)
+            if not (folder / job.name).exists():  # another process may have made it meanwhile
+                steps = progress.add_task(job.name, total=job.settings.steps)
+                make(job, folder, lambda step, _, task=steps: progress.update(task, completed=step))
+                progress.remove_task(steps)
             progress.advance(runs)
     courses = {job: read_course(folder / job.name) for job in jobs}
     texts = {course.summary["text"]: job for job, course in courses.items()}

@@ -89,7 +89,8 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
     upto = slice(0, top + 1)
     made = {name: float(column[upto].sum()) for name, column in parts(course).items()}
     length = float(moved(course)[upto].sum())
-    along = float(path(settings)[course.step[top]])
+    along = path(settings)
+    until = float(along[course.step[top]])
     return {
         "sweep": sweep_of(settings),
         "lr": settings.lr,
@@ -105,16 +106,23 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
             "peak_step": int(course.step[top]),
         },
         "made": made,
-        "path": along,
-        "update": length / along,
+        "whole_path": float(along[-1]),
+        "path": until,
+        "update": length / until,
         "cosine": made["alignment"] / length,
         "rise": {
             "exact": band(course.mean.shares(), rise)["alignment"],
             "as_published": band(course.mean.as_published().shares(), rise)["alignment"],
         },
+        "alignment_over_decay_at_end": finite(run.alignment_over_decay_at_end),
         "loss": float(np.mean(course.loss[-20:])),
         "closure_of_bound": course.summary["closure_of_bound"],
     }
+
+
+def finite(value: float) -> float | None:
+    """None for what has no end, as JSON has no word for it."""
+    return value if math.isfinite(value) else None
 
 
 def powers(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What [W2] says of the learning rate beside what came out, from the numbers alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from .powers import attribution, ladder, power
 from .presets import PYTHIA_70M
 
 PUBLISHED_POWER = 0.78
+ALIKE = 0.05
+"""How far a power may be from the published."""
+
 REST_TIMES = 40
 EQUILIBRIUM = 0.5
 """Of √(η/ω), which [W2] contrasts it with."""
@@ -88,7 +92,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
 def of_power(found: dict[str, Any], base: dict[str, Any]) -> Claim:
     """Whether the peak follows the published power."""
     differ = base["peak"]["power"] - PUBLISHED_POWER
-    verdict = "holds" if abs(differ) <= 0.05 else "holds in part" if abs(differ) <= 0.2 else "does not hold"
+    verdict = "holds" if abs(differ) <= ALIKE else "holds in part" if abs(differ) <= 0.2 else "does not hold"
     return Claim(
         "[W2] the peak of λ grows with η, at fixed ω, as η^0.78",
         f"0.78 (from η to η {', '.join(f'{each:.2f}' for each in published_powers()['peak']['local'])})",
@@ -104,18 +108,26 @@ def why(found: dict[str, Any], base: dict[str, Any]) -> str:
     differences = sorted(compared(base).items(), key=lambda item: -abs(item[1]))
     if not differences:
         return ""
-    told = "ours less the published is " + ", ".join(
-        f"{value:+.2f} by {NAMED[name]}" for name, value in differences
-    )
+    made = ", ".join(f"{value:+.2f} by {NAMED[name]}" for name, value in differences)
+    alike = abs(base["peak"]["power"] - PUBLISHED_POWER) <= ALIKE
+    other = "nearly the same sum, of other parts" if abs(differences[0][1]) > 0.1 else "of the same parts"
+    told = f"{other}: ours less the published is {made}" if alike else f"ours less the published is {made}"
     short = attribution(found["powers"].get("short", {}))
     if short is None:
         return told
     theirs = [peak / START["scale"] for peak in PEAKS.values()]
     return (
-        f"{told}; with a fifth of the Ση the peaks are {over_start(found, 'short')} times the start and not "
-        f"{over_start(found, 'base')} ([W2]: {min(theirs):.1f}–{max(theirs):.1f}), and the power is "
-        f"{sum(short.values()):.2f}, of which the start takes {-short['start']:.2f}"
+        f"{told}; along a Ση of {over(found, 'short', 'whole_path')} the peaks are only "
+        f"{over_start(found, 'short')} times the start and not {over_start(found, 'base')} as along "
+        f"{over(found, 'base', 'whole_path')} ([W2]: {min(theirs):.1f}–{max(theirs):.1f}), and the power is "
+        f"{sum(short.values()):.2f}, as the start takes {-short['start']:.2f}"
     )
+
+
+def over(found: dict[str, Any], sweep: str, name: str) -> str:
+    """Least and greatest of one number of the runs of a sweep."""
+    values = [run[name] for run in found["runs"] if run["sweep"] == sweep]
+    return f"{min(values):.2g}–{max(values):.2g}"
 
 
 def over_start(found: dict[str, Any], sweep: str) -> str:
@@ -136,21 +148,33 @@ def compared(base: dict[str, Any]) -> dict[str, float]:
 def of_equilibrium(found: dict[str, Any], base: dict[str, Any]) -> Claim:
     """Whether the peak grows faster than the equilibrium of injection and decay."""
     sure = base["peak"]["power"] - 2 * (base["peak"]["error"] or 0.0) > EQUILIBRIUM
-    rest = found["powers"].get("rest")
-    reason = ""
-    if rest is not None and rest["final"] is not None:
-        reason = (
-            f"with {REST_TIMES} times the decay, which leaves the runs at rest, λ at the end follows "
-            f"η^{with_error(rest['final'])}: there alignment balances decay, so that σ = cosθ·û/ω, in which "
-            "η stands only through cosθ and û"
-        )
     return Claim(
         "[W2] steeper than the equilibrium √(η/ω)",
         "0.78 > 0.5",
         with_error(base["peak"]),
         "–",
         "holds" if sure else "does not hold",
-        reason,
+        at_rest(found),
+    )
+
+
+def at_rest(found: dict[str, Any]) -> str:
+    """What the power is where decay has had its time."""
+    rest = found["powers"].get("rest")
+    if rest is None or rest["peak"] is None:
+        return ""
+    runs = [run for run in found["runs"] if run["sweep"] == "rest"]
+    ages = sorted({float(f"{run['age']:.2g}") for run in runs})
+    made = [run["made"]["injection"] / -run["made"]["decay"] for run in runs]
+    injected = min(made), max(made)
+    local = ", ".join(
+        f"{power:.2f} from age {young:g} to {old:g}"
+        for power, (young, old) in zip(rest["peak"]["local"], pairwise(ages), strict=True)
+    )
+    return (
+        f"with {REST_TIMES} times the decay the peak follows η^{with_error(rest['peak'])}, {local}: where a "
+        f"run comes to rest alignment balances decay (injection made {percent(*injected, digits=0)} of what "
+        "decay took), so that σ = cosθ·û/ω, in which η stands only through cosθ and û"
     )
 
 

@@ -57,6 +57,10 @@ def draw_peaks(axes: Any, found: dict[str, Any]) -> None:
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low < tick < high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.tick_params(axis="y", which="minor", left=False, labelleft=False)
     axes.set_xlabel("learning rate η, per step")
     axes.set_ylabel("peak of the Weibull scale λ")
     axes.set_title("Peak of λ")

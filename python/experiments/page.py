@@ -57,7 +57,8 @@ class Result:
             claims: list[Claim] = self.experiment.claims(self.about["findings"])
         except KeyError as error:
             raise ValueError(
-                f"{self.path} lacks {error}, as if of an earlier version: make it again by {self.about['command']}"
+                f"{self.path} lacks {error}, as if of an earlier version: make it again by "
+                f"{self.about['command']}"
             ) from error
         return claims
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .claims import Claim, percent, spread
 from .growth import after_peak
+from .long_path import told
 from .presets import PYTHIA_70M
 
 PUBLISHED = {
@@ -119,7 +120,7 @@ def of_fall(ages: dict[float, list[dict[str, Any]]]) -> Claim:
         ", ".join(f"{ratio(age):.3f} at {age}" for age in PUBLISHED),
         ", ".join(f"{each:.3f} at {age:g}" for age, each in zip(ages, ratios, strict=True)),
         "–",
-        ("holds" if alike else "holds in part: the older, the deeper, but less deep")
+        ("holds" if alike else "holds in part: the older, the deeper, but less deep than published")
         if falls
         else "does not hold",
         "" if alike else "; ".join(fall_beside(age, ages[age]) for age in shared),
@@ -209,7 +210,8 @@ def section(found: dict[str, Any]) -> str:
     ]
     for runs in [*by_age(found).values(), *([run] for run in found["longer"])]:
         rows.append(row(runs))
-    return "\n".join([*rows, "", MADE_GOOD])
+    first = found["runs"][0]
+    return "\n".join([told(first["lr"], first["steps"]), "", *rows, "", MADE_GOOD])
 
 
 def row(runs: list[dict[str, Any]]) -> str:
@@ -220,12 +222,12 @@ def row(runs: list[dict[str, Any]]) -> str:
     fell = turned({"runs": runs})
     theirs = ["–"] * 4
     if age in PUBLISHED:
-        told = published_after(age)
+        after_theirs = published_after(age)
         theirs = [
             f"{100 * PUBLISHED[age][2] / PYTHIA_70M.steps:.0f}",
             f"{ratio(age):.3f}",
-            f"{told['age']:.2f}",
-            percent(told["made_good"], digits=0),
+            f"{after_theirs['age']:.2f}",
+            percent(after_theirs["made_good"], digits=0),
         ]
     cells = [
         f"{age:g} ({steps:,} steps)",

@@ -1,5 +1,6 @@
 """The picture of the relaxation, from the numbers alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def draw_forces(axes: Any, found: dict[str, Any], age: float) -> None:
             markersize=9,
             label="decay passes alignment",
         )
-    axes.axvline(run["peak_step"], color="black", linewidth=0.9, linestyle=":", label="peak of λ")
+    axes.axvline(run["peak_step"], ymin=0.18, color="black", linewidth=0.9, linestyle=":", label="peak of λ")
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(curve["injection"]) * 10)  # a decade for the legend
     axes.set_ylabel("% of first ‖w‖²\nin a step", fontsize=9)
@@ -92,27 +93,11 @@ def draw_forces(axes: Any, found: dict[str, Any], age: float) -> None:
 def draw_fall(axes: Any, found: dict[str, Any]) -> None:
     """Final over peak by age: ours, the published, and what decay alone would leave."""
     ages = by_age(found)
-    axes.plot(
-        [run["age"] for run in found["runs"]],
-        [run["final_over_peak"] for run in found["runs"]],
-        linestyle="none",
-        marker="o",
-        color=looks.BLUE,
-        label="here",
-    )
-    axes.plot(list(ages), [mean(runs, "final_over_peak") for runs in ages.values()], "-", color=looks.BLUE)
+    draw_by_age(axes, found, lambda run: run["final_over_peak"])
     alone = [mean([run["after_peak"] for run in runs], "decay_alone") for runs in ages.values()]
     axes.plot(list(ages), alone, linestyle=":", color=looks.GREY, label="decay alone since the peak")
-    axes.plot(
-        list(PUBLISHED),
-        [final / peak for peak, final, *_ in PUBLISHED.values()],
-        linestyle="--",
-        marker="s",
-        markerfacecolor="none",
-        color=looks.RED,
-        label="[W2]",
-    )
-    axes.set_xscale("log")
+    theirs = [final / peak for peak, final, *_ in PUBLISHED.values()]
+    axes.plot(list(PUBLISHED), theirs, label="[W2]", **THEIRS)
     axes.tick_params(labelbottom=False)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("final λ / peak λ")
@@ -122,25 +107,34 @@ def draw_fall(axes: Any, found: dict[str, Any]) -> None:
 
 def draw_place(axes: Any, found: dict[str, Any]) -> None:
     """The step of the peak by age."""
-    ages = by_age(found)
-    axes.plot(
-        [run["age"] for run in found["runs"]],
-        [100 * run["peak_step"] / run["steps"] for run in found["runs"]],
-        linestyle="none",
-        marker="o",
-        color=looks.BLUE,
-    )
-    places = [100 * mean(runs, "peak_step") / runs[0]["steps"] for runs in ages.values()]
-    axes.plot(list(ages), places, "-", color=looks.BLUE)
-    axes.plot(
-        list(PUBLISHED),
-        [100 * step / PYTHIA_70M.steps for *_, step, _ in PUBLISHED.values()],
-        linestyle="--",
-        marker="s",
-        markerfacecolor="none",
-        color=looks.RED,
-    )
-    axes.set_xscale("log")
+    draw_by_age(axes, found, lambda run: 100 * run["peak_step"] / run["steps"])
+    theirs = [100 * step / PYTHIA_70M.steps for *_, step, _ in PUBLISHED.values()]
+    axes.plot(list(PUBLISHED), theirs, **THEIRS)
     axes.set_ylim(0, 105)
     axes.set_xlabel("training age Ση·ω")
     axes.set_ylabel("peak of λ at, % of run")
+
+
+def draw_by_age(axes: Any, found: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> None:
+    """Every run, a line through the means, and the longer runs."""
+    ages = by_age(found)
+    points = {"linestyle": "none", "color": looks.BLUE}
+    runs, longer = found["runs"], found["longer"]
+    axes.plot(
+        [run["age"] for run in runs],
+        [value(run) for run in runs],
+        marker="o",
+        label=f"here, {runs[0]['steps']:,} steps",
+        **points,
+    )
+    axes.plot(list(ages), [np.mean([value(run) for run in runs]) for runs in ages.values()], color=looks.BLUE)
+    for run in longer:
+        axes.plot(
+            run["age"], value(run), marker="*", markersize=11, label=f"here, {run['steps']:,} steps", **points
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(list(ages), [f"{age:g}" for age in ages])
+    axes.minorticks_off()
+
+
+THEIRS = {"linestyle": "--", "marker": "s", "markerfacecolor": "none", "color": looks.RED}
