@@ -228,14 +228,14 @@ def test_the_longer_run_is_told_of():
 
 
 def test_the_command(tmp_path):
-    arguments = ["relaxation", "--steps=40", "--width=16", "--seeds=0", f"--out={tmp_path / 'runs'}"]
+    arguments = ["relaxation", "--steps=20", "--width=16", "--seeds=0", f"--out={tmp_path / 'runs'}"]
     result = CliRunner().invoke(
         reproduce.app, [*arguments, f"--results={tmp_path}", f"--page={tmp_path / 'page.md'}"]
     )
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "relaxation.json").read_text())["findings"]
     assert [run["age"] for run in found["runs"]] == list(relaxation.AGES)
-    assert [run["steps"] for run in found["longer"]] == [160]
+    assert [run["steps"] for run in found["longer"]] == [80]
     assert max(run["closure_of_bound"] for run in found["runs"]) < 1
     assert all(len(curve["step"]) <= 60 for curve in found["curves"])
     assert (tmp_path / "relaxation.png").read_bytes().startswith(b"\x89PNG")

@@ -194,7 +194,7 @@ def differences(courses: dict[Job, Course]) -> list[dict[str, Any]]:
 
 
 def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Of each number of times that a text is seen, the mean growth, and what the law for shuffled text says."""
+    """The mean growth by how often a text is seen, and what the law for shuffled text says of it."""
     predict = None if fitted is None else Power(**fitted["growth_on_gap"])
     levels = []
     for times in dict.fromkeys(run["times"] for run in runs if run["times"] is not None):
@@ -206,7 +206,10 @@ def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> lis
 
 
 def pairs_of_bytes(window: int, most: int = 4_000_000) -> dict[str, float] | None:
-    """p of H_r − D ∝ S^p on the same text with two bytes to a token: whether p depends on what a token is."""
+    """The p of H_r − D ∝ S^p with two bytes to a token: whether it depends on what a token is.
+
+    Of the first `most` bytes of the text; the window is in tokens.
+    """
     tokens = in_pairs(library_source()[:most])
     shuffled = {rho: shuffle_windows(tokens, rho, window, seed=0) for rho in SHUFFLED} | {0.0: tokens}
     baseline = conditional_entropy(shuffled[1.0])

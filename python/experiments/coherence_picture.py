@@ -59,12 +59,10 @@ def draw_law(axes: Any, runs: list[dict[str, Any]], law: dict[str, Any] | None) 
         published = 1e4 * (constant + factor * x**EXPONENT)
         axes.plot(x, published, color="black", linewidth=1, linestyle=":", label="fit, exponent 0.59 [W3]")
     for rho in dict.fromkeys(run["shuffled"] for run in shuffled):
-        mine = [run for run in shuffled if run["shuffled"] == rho]
-        top = max(1e4 * run["growth"] for run in mine)
-        axes.annotate(
-            f"ρ = {rho:g}", (mine[0]["gap"], top), (0, 5), textcoords="offset points", ha="center", fontsize=7
-        )
-    axes.set_xlabel("H_r − D, bits a byte")
+        gap = next(run["gap"] for run in shuffled if run["shuffled"] == rho)
+        axes.annotate(f"ρ = {rho:g}", (gap, 0.3), rotation=90, ha="center", va="bottom", fontsize=7)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("$H_r - D$, bits a byte")
     axes.set_ylabel(GROWTH)
     axes.set_title("What bigrams tell, and growth")
     axes.legend(fontsize=8, loc="upper left")
@@ -103,6 +101,7 @@ def draw_differences(axes: Any, found: dict[str, Any]) -> None:
     axes.set_ylabel("‖w‖² at the end less that at ρ = 0, over ‖w₀‖²")
     axes.set_title("Which force, and which cause")
     if levels:
+        axes.set_ylim(bottom=1.3 * axes.get_ylim()[0])  # room for what the looks mean
         axes.legend(fontsize=7, loc="lower left", ncols=2)
 
 
@@ -127,23 +126,23 @@ def stack(
         ends[below] += value
 
 
-def draw_repetition(axes: Any, runs: list[dict[str, Any]], repetition: dict[str, Any]) -> None:
+def draw_repetition(axes: Any, runs: list[dict[str, Any]], repetition: list[dict[str, Any]]) -> None:
     """Growth against how often the text is seen."""
     whole = [run for run in runs if run["times"] is None and run["shuffled"] == 0]
     shown = whole + families(runs)["repeated"]
     seen, growth = (np.array([run[name] for run in shown]) for name in ("seen", "growth"))
-    levels = np.unique(seen.round(3))
+    levels = np.unique(seen.round(3)).tolist()
     means = [1e4 * growth[seen.round(3) == level].mean() for level in levels]
     axes.plot(seen, 1e4 * growth, **looks.look(1) | {"linestyle": "none", "fillstyle": "none"})
     axes.plot(levels, means, **looks.line(looks.look(1)), label="measured, mean and each seed")
     predicted = [
-        (level["times"], 1e4 * level["predicted"])
-        for level in repetition["levels"]
-        if level["predicted"] is not None
+        (level["times"], 1e4 * level["predicted"]) for level in repetition if level["predicted"] is not None
     ]
     if predicted:
         axes.plot(*zip(*predicted, strict=True), color="black", linestyle=":", marker="x", label="by the law")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(levels, [f"{level:.2g}" if level < 1 else f"{level:.0f}" for level in levels])
+    axes.set_ylim(0, 1.25 * max(1e4 * growth, default=1))  # room for the legend
     axes.set_xlabel("times that the text is seen")
     axes.set_ylabel(GROWTH)
     axes.set_title("The same text again and again")
@@ -152,12 +151,25 @@ def draw_repetition(axes: Any, runs: list[dict[str, Any]], repetition: dict[str,
 
 def draw_curves(axes: Any, found: dict[str, Any], key: str, label: str) -> None:
     """Of the whole and of shuffled text, at both memories."""
-    for place, curve in enumerate(found["curves"]):
-        name = f"ρ = {curve['shuffled']:g}, β₂ = {curve['beta2']:g}"
-        axes.plot(curve["step"], curve[key], linewidth=1.6, label=name, **looks.line(looks.look(place)))
+    memories = list(dict.fromkeys(curve["beta2"] for curve in found["curves"]))
+    for curve in found["curves"]:
+        shuffled = curve["shuffled"] > 0
+        axes.plot(
+            curve["step"],
+            curve[key],
+            color=looks.RED if shuffled else looks.BLUE,
+            linestyle=looks.DASHES[memories.index(curve["beta2"])],
+            linewidth=1.4,
+            marker="o" if shuffled else None,
+            markersize=3.5,
+            markevery=6,
+            label=f"ρ = {curve['shuffled']:g}, β₂ = {curve['beta2']:g}",
+        )
     if key == "update":
         axes.axhline(NOISE, color=looks.GREY, linewidth=0.8)
-        axes.annotate("noise alone", (0, NOISE), (2, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            "of noise alone", (0.2, NOISE), (0, 2), axes.get_yaxis_transform(), "offset points", fontsize=7
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)

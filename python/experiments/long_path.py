@@ -39,6 +39,6 @@ def as_long(base: Settings) -> Settings:
 def told(lr: float, steps: int) -> str:
     """How such runs differ from their preset, in a sentence for the page."""
     return (
-        f"The runs have the Ση of [W2]: η = {lr:g} over {steps:,} steps, with 1/(1 − β₂) a twentieth of the run, "
-        "as there, and warm-up at most a tenth."
+        f"The runs have the Ση of [W2]: η = {lr:g} over {steps:,} steps, with 1/(1 − β₂) a twentieth of the "
+        "run, as there, and warm-up at most a tenth."
     )

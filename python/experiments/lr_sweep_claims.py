@@ -8,6 +8,7 @@ import numpy as np
 
 from .claims import Claim, percent
 from .growth import path
+from .long_path import told
 from .powers import attribution, ladder, power
 from .presets import PYTHIA_70M
 
@@ -111,13 +112,13 @@ def why(found: dict[str, Any], base: dict[str, Any]) -> str:
     made = ", ".join(f"{value:+.2f} by {NAMED[name]}" for name, value in differences)
     alike = abs(base["peak"]["power"] - PUBLISHED_POWER) <= ALIKE
     other = "nearly the same sum, of other parts" if abs(differences[0][1]) > 0.1 else "of the same parts"
-    told = f"{other}: ours less the published is {made}" if alike else f"ours less the published is {made}"
+    said = f"{other}: ours less the published is {made}" if alike else f"ours less the published is {made}"
     short = attribution(found["powers"].get("short", {}))
     if short is None:
-        return told
+        return said
     theirs = [peak / START["scale"] for peak in PEAKS.values()]
     return (
-        f"{told}; along a Ση of {over(found, 'short', 'whole_path')} the peaks are only "
+        f"{said}; along a Ση of {over(found, 'short', 'whole_path')} the peaks are only "
         f"{over_start(found, 'short')} times the start and not {over_start(found, 'base')} as along "
         f"{over(found, 'base', 'whole_path')} ([W2]: {min(theirs):.1f}–{max(theirs):.1f}), and the power is "
         f"{sum(short.values()):.2f}, as the start takes {-short['start']:.2f}"
@@ -186,15 +187,15 @@ def of_shares(found: dict[str, Any]) -> Claim:
         reading: [shares(runs, rate, reading) for rate in rates] for reading in ("exact", "as_published")
     }
     least = min(low for low, _ in bands["exact"])
-    told = {
+    said = {
         reading: ", ".join(percent(*each, digits=0) for each in found_bands)
         for reading, found_bands in bands.items()
     }
     return Claim(
         f"[W2] alignment dominates the rise at every η (here {', '.join(f'{rate:.2g}' for rate in rates)})",
         "85–94 % at 3e-4, 88–94 % at 1e-3, 82–94 % at 3e-3",
-        told["exact"],
-        told["as_published"],
+        said["exact"],
+        said["as_published"],
         "holds" if least > 0.5 else "does not hold",
     )
 
@@ -215,8 +216,8 @@ def with_error(fit: dict[str, Any] | None) -> str:
 def heading(found: dict[str, Any], sweep: str) -> str:
     """Of a sweep: what tells it from the others."""
     run = next(each for each in found["runs"] if each["sweep"] == sweep)
-    told = f"ω = {run['weight_decay']:.2g}"
-    return f"{told}, short path" if sweep == "short" else told
+    decay = f"ω = {run['weight_decay']:.2g}"
+    return f"{decay}, short path" if sweep == "short" else decay
 
 
 def section(found: dict[str, Any]) -> str:
@@ -225,16 +226,28 @@ def section(found: dict[str, Any]) -> str:
     heads = [heading(found, name) for name in found["powers"]] + ["[W2]"]
     rules = f"|---|{'--:|' * len(columns)}"
     rows = [f"| power of η | {' | '.join(heads)} |", rules]
-    for name, told in TOLD.items():
-        rows.append(f"| {told} | {' | '.join(with_error(each.get(name)) for each in columns)} |")
+    for name, called in TOLD.items():
+        rows.append(f"| {called} | {' | '.join(with_error(each.get(name)) for each in columns)} |")
     parts = [attribution(each) for each in columns]
     added = [f"| adds up from | {' | '.join(heads)} |", rules]
-    for name, told in NAMED.items():
+    for name, called in NAMED.items():
         values = ["–" if part is None or name not in part else f"{part[name]:+.2f}" for part in parts]
-        added.append(f"| {told} | {' | '.join(values)} |")
+        added.append(f"| {called} | {' | '.join(values)} |")
     sums = ["–" if part is None else f"{sum(part.values()):.2f}" for part in parts]
     added.append(f"| peak of λ | {' | '.join(sums)} |")
-    return "\n\n".join(part for part in (lowered(found), "\n".join(rows), ADDED_UP, "\n".join(added)) if part)
+    parts_told = (introduced(found), lowered(found), "\n".join(rows), ADDED_UP, "\n".join(added))
+    return "\n\n".join(part for part in parts_told if part)
+
+
+def introduced(found: dict[str, Any]) -> str:
+    """Which runs these are."""
+    base = sorted((run["lr"], run["steps"]) for run in found["runs"] if run["sweep"] == "base")
+    if not base:
+        return ""
+    short = " The short path is that of the preset as it is." if "short" in found["powers"] else ""
+    lr, steps = base[len(base) // 2]
+    ends = f"{base[0][0]:g} to {base[-1][0]:g}"
+    return f"{told(lr, steps)} That is the middle η; the others are from {ends}.{short}"
 
 
 def lowered(found: dict[str, Any]) -> str:

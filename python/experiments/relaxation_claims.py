@@ -4,6 +4,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from .claims import Claim, percent, spread
 from .growth import after_peak
 from .long_path import told
@@ -49,7 +51,7 @@ def by_age(found: dict[str, Any]) -> dict[float, list[dict[str, Any]]]:
 
 def mean(runs: list[dict[str, Any]], name: str) -> float:
     """Of one number over the seeds."""
-    return sum(run[name] for run in runs) / len(runs)
+    return float(np.mean([run[name] for run in runs]))
 
 
 def lags(runs: list[dict[str, Any]], crossing: str) -> list[float]:
@@ -57,7 +59,7 @@ def lags(runs: list[dict[str, Any]], crossing: str) -> list[float]:
     return [(run["peak_step"] - run["crossing"][crossing]) / run["steps"] for run in runs]
 
 
-def published_after(age: float) -> dict[str, float]:
+def published_after(age: float) -> dict[str, Any]:
     """What was left of the age at the published peak, and how much of the decay since was made good."""
     peak, final, step, _ = PUBLISHED[age]
     settings = replace(PYTHIA_70M, weight_decay=PYTHIA_70M.weight_decay * age / YOUNGEST)
