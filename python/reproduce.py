@@ -29,7 +29,10 @@ Seeds = Annotated[str | None, typer.Option(help="parted by commas, instead of th
 Steps = Annotated[int | None, typer.Option(min=20, help="of every run, instead of the preset's")]
 Width = Annotated[int | None, typer.Option(min=8, help="instead of the preset's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto, instead of the preset's")]
-Only = Annotated[str, typer.Option(help="only the runs whose name has this in it")]
+Only = Annotated[
+    str,
+    typer.Option(help="only the runs whose name, model-optimizer-dtype-η-ω-seed-steps-…, has this in it"),
+]
 Out = Annotated[Path, typer.Option(help="folder of the runs; those that are there are not made again")]
 Results = Annotated[
     Path | None,
@@ -107,8 +110,8 @@ def leave(
     result = results_page.Result.load(path)
     result.draw()
     results_page.write(results, page)
-    typer.echo(result.section(page))
-    typer.echo(f"\nwritten: {path}, {result.picture}, {page}")
+    typer.echo(f"{results_page.table([result])}\n\n{result.section(page)}\n")
+    typer.echo(f"numbers {path}\npicture {result.picture}\npage    {page}")
 
 
 def ran_on(courses: Iterable[Course]) -> list[str]:
@@ -195,21 +198,27 @@ def recover(
 
 @app.command("page")
 def write_page(
-    results: Annotated[Path, typer.Option(help="folder of the numbers")] = RESULTS,
-    page: Annotated[Path, typer.Option(help="the page")] = PAGE,
+    results: Results = None,
+    page: Page = None,
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 if it would")] = False,
 ) -> None:
     """Write the page, and draw the pictures, from the numbers that are there."""
+    results, page = placed(results, page, RUNS, changed=False)
 
     def make() -> None:
+        found = results_page.results_in(results)
+        if not found:
+            raise ValueError(f"there are no files of numbers in {results}")
         if check:
             if not page.exists() or page.read_text() != results_page.whole(results, page):
                 typer.echo(
-                    f"{page} does not say what is in {results}: run python/reproduce.py page", err=True
+                    f"{page} does not say what is in {results}: run python/reproduce.py page "
+                    f"--results {results} --page {page}",
+                    err=True,
                 )
                 raise typer.Exit(1)
             return
-        for result in results_page.results_in(results):
+        for result in found:
             result.draw()
         results_page.write(results, page)
 

@@ -8,6 +8,7 @@ from corpus import (
     PIECE,
     Corpus,
     conditional_entropy,
+    in_pairs,
     retained_pairs,
     scattered,
     shuffle_windows,
@@ -136,10 +137,19 @@ def test_entropies_do_not_depend_on_the_names_of_bytes(values, random):
 
 
 def test_entropies_need_something_to_count():
-    with pytest.raises(ValueError, match=r"at least 2 bytes.*got 1"):
+    with pytest.raises(ValueError, match=r"at least 2.*got 1"):
         conditional_entropy(text_of(7))
     with pytest.raises(ValueError, match="at least a byte"):
         unigram_entropy(text_of())
+
+
+def test_tokens_of_two_bytes():
+    tokens = in_pairs(text_of(1, 2, 0, 255, 255, 255, 7))
+    assert tokens.tolist() == [258, 255, 65535]
+    assert conditional_entropy(in_pairs(text_of(*[1, 2, 3, 4] * 9))) == 0
+    # Whatever the tokens are called, they tell as much: by counting and by sorting.
+    names = torch.from_numpy(np.random.default_rng(0).integers(0, 4, 500))
+    assert conditional_entropy(names * 70_000) == pytest.approx(conditional_entropy(names), abs=1e-12)
 
 
 def test_a_smaller_corpus_is_pieces_from_all_over_the_text():

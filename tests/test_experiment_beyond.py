@@ -287,7 +287,7 @@ def test_decay_is_judged_where_a_step_of_it_is_less_than_half_a_digit(made_up, d
 def test_the_page_in_words(made_up, tmp_path):
     claims = {claim.claim.split(",")[0]: claim for claim in beyond.claims(made_up)}
     assert claims["beyond the papers: Adam without decay has no relaxation"].exact.startswith(
-        "decay is 0.0 % of the budget, λ ends at 1.000"
+        "λ ends at 1.000 ± 0 of its peak; with decay"
     )
     section = beyond.section(made_up)
     rows = [line for line in section.splitlines() if line.startswith("| ")]

@@ -8,9 +8,9 @@ import corpus
 import numpy as np
 import pytest
 import reproduce
+import torch
 from corpus import Corpus, conditional_entropy
 from experiments import coherence, four_seeds
-from experiments import coherence_page as written
 from experiments.coherence_drivers import (
     DRIVERS,
     FORCES,
@@ -21,7 +21,7 @@ from experiments.coherence_drivers import (
     shapley,
     work,
 )
-from experiments.coherence_law import Power, fit_power, law, r_squared, straight
+from experiments.coherence_law import PAIRS, PAIRS_ERROR, Power, fit_power, law, r_squared
 from experiments.course import Course
 from experiments.jobs import WHOLE, Job
 from experiments.presets import CPU, PYTHIA_70M, preset
@@ -190,9 +190,10 @@ def test_the_published_relation_of_entropy_and_pairs():
     retained = [1, 0.8159, 0.6475, 0.4957, 0.3665, 0.2568, 0.1666, 0.0958, 0.0437, 0.0122, 0.0002]
     entropy = [6.1807, 6.7329, 7.1412, 7.4486, 7.6655, 7.8206, 7.9189, 7.9753, 8.0023, 8.0072, 8.0096]
     found = fit_power(retained, entropy)
-    assert found.exponent == pytest.approx(written.PAIRS, abs=0.005)
+    assert found.exponent == pytest.approx(PAIRS, abs=0.005)
     assert 1 / found.exponent == pytest.approx(0.59, abs=0.005)
     assert found.constant == pytest.approx(8.0, abs=0.01)
+    assert found.error == pytest.approx(PAIRS_ERROR, abs=5e-4)
 
 
 def test_a_fit_needs_four_places_and_finite_points():
@@ -206,10 +207,6 @@ def test_goodness_by_hand():
     assert r_squared(np.array([1, 2, 3]), np.array([1, 2, 3])) == 1
     assert r_squared(np.array([1, 2, 3]), np.array([2, 2, 2])) == 0
     assert r_squared(np.array([2, 2]), np.array([1, 2])) == 1
-    assert straight([1, 2, 3], [5, 3, 1]) == pytest.approx(1)
-    assert straight([0, 1, 0, 1], [0, 0, 1, 1]) == pytest.approx(0)
-    assert straight([1, 2], [1, 2]) is None
-    assert straight([1, 1, 1], [1, 2, 3]) is None
 
 
 def run(shuffled=0.0, times=None, seed=0, beta2=0.999, growth=1e-3, **more):
@@ -221,14 +218,16 @@ def run(shuffled=0.0, times=None, seed=0, beta2=0.999, growth=1e-3, **more):
         "seed": seed,
         "beta2": beta2,
         "seen": 0.128 if times is None else times,
+        "steps": 1000,
         "growth": growth,
+        "on_the_way": [growth / 4, growth / 2],
         "scale": {"start": 0.01775, "peak": peak, "final": peak},
         "loss": 4.0,
         "entropy": 3.5,
         "gap": 1.1,
         "unigram": 4.75,
         "retained": 1.0,
-        "learnt": None,
+        "known": None,
     } | more
 
 
@@ -241,7 +240,9 @@ def shuffled_runs(exponent=0.59, seeds=(0, 1, 2), pairs=1.69, noise=2e-5):
         gap = 1.1 * retained**pairs
         for seed in seeds:
             growth = 4e-4 + 1e-3 * gap**exponent + 1e-5 * seed + noise * random.normal()
-            runs.append(run(rho, seed=seed, growth=growth, gap=gap, retained=retained))
+            # 2 bits are learnt on the whole text, and as the square root of the gap on the others.
+            loss = 4.5 - 2 * (gap / 1.1) ** 0.5 + 0.1 * seed if rho < 1 else 4.5 + 0.1 * seed
+            runs.append(run(rho, seed=seed, growth=growth, gap=gap, retained=retained, loss=loss))
     return runs
 
 
@@ -250,8 +251,15 @@ def test_the_law_has_its_three_exponents():
     assert found["growth_on_gap"]["exponent"] == pytest.approx(0.8, rel=1e-3)
     assert found["gap_on_retained"]["exponent"] == pytest.approx(1.5, rel=1e-4)
     assert found["growth_on_retained"]["exponent"] == pytest.approx(1.2, rel=1e-3)
+    assert found["learnt_on_gap"]["exponent"] == pytest.approx(0.5, rel=1e-4)
+    assert found["growth_on_learnt"]["exponent"] == pytest.approx(1.6, rel=1e-3)
+    assert [each["part"] for each in found["on_the_way"]] == [0.2, 0.5]
+    assert [each["exponent"] for each in found["on_the_way"]] == pytest.approx([0.8, 0.8], rel=1e-3)
     assert list(found["exponent_by_seed"].values()) == pytest.approx([0.8] * 3, rel=1e-4)
     assert law(shuffled_runs()[:6]) is None
+    without = law([each for each in shuffled_runs() if each["shuffled"] < 1])
+    assert without["growth_on_learnt"] is None  # nothing to learn more than
+    assert without["growth_on_gap"]["exponent"] > 0
 
 
 def test_repetition_is_held_against_the_law():
@@ -259,9 +267,9 @@ def test_repetition_is_held_against_the_law():
     fitted = law(runs)
     again = [run(times=64, growth=2e-3, gap=1.1), run(times=16, growth=1e-3, gap=0.5)]
     found = coherence.repetition([*runs, *again], fitted)
-    assert [level["times"] for level in found["levels"]] == [64, 16]
-    assert found["levels"][1]["predicted"] == pytest.approx(4e-4 + 1e-3 * 0.5**0.59, rel=1e-4)
-    assert coherence.repetition(again, None)["levels"][0]["predicted"] is None
+    assert [level["times"] for level in found] == [64, 16]
+    assert found[1]["predicted"] == pytest.approx(4e-4 + 1e-3 * 0.5**0.59, rel=1e-4)
+    assert coherence.repetition(again, None)[0]["predicted"] is None
 
 
 def findings_of(runs, differences=(), **more):
@@ -270,7 +278,8 @@ def findings_of(runs, differences=(), **more):
         "runs": runs,
         "differences": list(differences),
         "law": law([each for each in runs if each["times"] is None and each["beta2"] == 0.999]),
-        "repetition": {"levels": [], "on_gap": 0.5, "on_loss": 0.5},
+        "pairs_of_bytes": {"exponent": 1.71, "error": 0.04},
+        "repetition": [],
         "curves": [],
     } | more
 
@@ -281,7 +290,16 @@ def difference(shuffled, seed=0, times=None, beta2=0.999, total=-5.0, angle=0.3,
     forces = {name: part * total for name, part in forces.items()}
     drivers = {"angle": angle * total, "length": (1 - angle) * total, "rate": 0.0}
     named = {"shuffled": shuffled, "times": times, "seed": seed, "beta2": beta2, "scale": scale}
-    return named | {"total": total, "forces": forces, "drivers": drivers, "factors": {}}
+    factors = {"angle": 0.3 * forces["alignment"], "length": 0.5 * forces["alignment"]}
+    factors["norm"] = forces["alignment"] - sum(factors.values())
+    bridge = {"norm": 0.8 * total, "shape": -0.1 * total}
+    return named | {
+        "total": total,
+        "forces": forces,
+        "drivers": drivers,
+        "factors": factors,
+        "bridge": bridge,
+    }
 
 
 def verdict_of(found, part):
@@ -294,66 +312,110 @@ def verdict_of(found, part):
 @pytest.mark.parametrize(
     ("scales", "verdict"),
     [
-        ({0.3: (-0.01, -0.011, -0.012), 0.6: (-0.02, -0.021, -0.022)}, "holds: lower at every ρ"),
-        ({0.3: (-0.01, 0.011, 0.002), 0.6: (-0.02, -0.021, -0.022)}, "holds in part: lower by"),
+        ({0.3: (-0.01, -0.011, -0.012), 0.6: (-0.02, -0.021, -0.022)}, "holds"),
+        ({0.3: (-0.01, 0.011, 0.002), 0.6: (-0.02, -0.021, -0.022)}, "holds in part"),
         ({0.3: (0.01, 0.011, 0.002), 0.6: (-0.02, 0.021, 0.022)}, "does not hold"),
     ],
 )
 def test_the_peak_varies_if_paired_differences_say_so(scales, verdict):
     runs = [run(rho, seed=seed) for rho in (0, *scales) for seed in range(3)]
     apart = [difference(rho, seed, scale=s) for rho, each in scales.items() for seed, s in enumerate(each)]
-    assert verdict_of(findings_of(runs, apart), "varies with the coherence").verdict.startswith(verdict)
+    assert verdict_of(findings_of(runs, apart), "varies with the coherence").verdict == verdict
 
 
 @pytest.mark.parametrize(
-    ("exponent", "verdict"), [(0.59, "holds within"), (0.8, "holds in part"), (4.0, "does not hold")]
+    ("exponent", "verdict"), [(0.59, "holds"), (0.8, "holds in part"), (4.0, "does not hold")]
 )
 def test_the_exponent_is_judged_by_its_error(exponent, verdict):
     found = findings_of(shuffled_runs(exponent, noise=5e-6))
     row = verdict_of(found, "(H_r − D)^e")
-    assert row.verdict.startswith(verdict)
-    assert f"e = {exponent:.1f}"[:6] in row.exact
+    assert row.verdict == verdict
+    told, error = (float(part) for part in row.exact.removeprefix("e = ").split(" ± "))
+    assert told == pytest.approx(exponent, abs=0.05)
+    assert error < 0.1
+    # 2 bits learnt as the root of the gap, so that the two exponents make up the third.
+    assert ("to the power 0.50 ± 0.00" in row.reason) == (verdict != "holds")
 
 
-def test_where_the_exponent_comes_from_is_judged_by_both_parts():
-    assert verdict_of(findings_of(shuffled_runs(1 / 1.69, noise=5e-6)), "1/p").verdict.startswith("holds:")
-    for exponent, pairs in ((1.0, 1.69), (1 / 1.69, 2.5)):
-        found = findings_of(shuffled_runs(exponent, pairs=pairs, noise=5e-6))
-        assert verdict_of(found, "1/p").verdict.startswith("holds in part")
+@pytest.mark.parametrize(
+    ("exponent", "pairs", "verdict"),
+    [
+        (1 / 1.69, 1.69, "holds"),
+        (1.0, 1.69, "holds in part"),
+        (1 / 2.5, 2.5, "holds in part"),
+        (1.0, 2.5, "does not hold"),
+    ],
+)
+def test_where_the_exponent_comes_from_is_judged_by_both_parts(exponent, pairs, verdict):
+    row = verdict_of(findings_of(shuffled_runs(exponent, pairs=pairs, noise=5e-6)), "1/p")
+    assert row.verdict == verdict
+    assert ("1.71 ± 0.04" in row.reason) == (pairs != 1.69)
 
 
 @pytest.mark.parametrize(
     ("growth", "verdict"),
     [
-        ((1.0, 1.5, 2.0, 0.5), "holds in part: up and down, with the peak at 64"),
-        ((1.0, 2.0, 1.5, 0.5), "holds: up and down, with the peak at 16"),
-        ((1.0, 1.5, 2.0, 2.5), "holds in part: it only rises"),
-        ((3.0, 1.5, 2.0, 0.5), "holds in part: it only falls"),
+        ((1.0, 1.5, 2.0, 0.5), "holds in part"),
+        ((1.0, 2.0, 1.5, 0.5), "holds"),
+        ((1.0, 1.5, 2.0, 2.5), "holds in part"),
+        ((3.0, 1.5, 2.0, 0.5), "holds in part"),
         ((1.0, 1.0, 1.0, 1.0), "does not hold"),
     ],
 )
 def test_an_inverted_u_needs_both_sides(growth, verdict):
     deviations = (0.0, 0.01, -0.02)
     runs = [
-        run(times=times, seed=seed, growth=1e-4 * (value + deviations[(seed + place) % 3]))
+        run(
+            times=times,
+            seed=seed,
+            growth=1e-4 * (value + deviations[(seed + place) % 3]),
+            on_the_way=[1e-4 * (times or 0), 1e-4],
+            known=None if times in (None, 16) else 20 / times,
+        )
         for place, (times, value) in enumerate(zip((None, 16, 64, 256), growth, strict=True))
         for seed in range(3)
     ]
-    assert verdict_of(findings_of(runs), "rises, then falls").verdict.startswith(verdict)
+    row = verdict_of(findings_of(runs), "rises, then falls")
+    assert row.verdict == verdict
+    if growth[3] == 0.5 and growth[0] == 1:  # both sides: the peak, on the way and at the end
+        assert f"the peak is at {(16, 64)[growth[2] == 2]} times" in row.reason
+        assert "at 256 after 20 %" in row.reason
+        assert "seen 256 times it is +256.0 after 20 %, +0.0 after 50 % and -0.5 at the end" in row.reason
+        assert "never at 16, after 31 % at 64, after 8 % at 256" in row.reason
 
 
 def test_the_force_and_the_cause_are_told_in_per_cent():
     apart = [difference(0.6, seed, total=total) for seed, total in enumerate((-5.0, -6.0))]
-    apart += [difference(0.6, seed, beta2=0.95, total=-2.0, angle=0.2) for seed in (0, 1)]
     found = findings_of([run(rho, seed=seed) for rho in (0, 0.6) for seed in (0, 1)], apart)
     force = verdict_of(found, "which force")
-    assert "alignment 104 ± 0 %, injection 5 ± 0 %, decay -9 ± 0 %" in force.exact
-    assert force.as_published.startswith("alignment 114")
-    assert force.verdict.startswith("holds")
-    assert "angle 30 ± 0 %, length 70 ± 0 %" in verdict_of(found, "the angle").exact
-    memory = verdict_of(found, "remembers")
-    assert "-5.5 at β₂ = 0.999, -2 at β₂ = 0.95" in memory.exact
-    assert memory.verdict.startswith("holds: 64 % of it")
+    assert force.exact == "alignment 104.0 ± 0.0 %, injection 5.0 ± 0.0 %, decay -9.0 ± 0.0 %"
+    assert force.as_published == "alignment 114.0 ± 0.0 %"
+    assert force.verdict == "holds for alignment"
+    assert "λ² differs by -3.85 ± 0.5 λ₀²: -4.4 ± 0.6 by ‖w‖²" in force.reason
+    cause = verdict_of(found, "the updates are shorter")
+    assert cause.exact == "angle 30.0 ± 0.0 %, length of the updates 70.0 ± 0.0 %"
+    assert cause.verdict == "holds"
+    assert "30 % by the angle, 50 % by the length, 20 % by the norm" in coherence.section(found)
+
+
+@pytest.mark.parametrize(
+    ("whole", "less", "verdict"),
+    [(20.0, 17.0, "holds"), (40.0, 30.0, "holds in part"), (11.0, 3.0, "does not hold")],
+)
+def test_memory_is_judged_by_what_shuffling_costs(whole, less, verdict):
+    """At β₂ = 0.999 it costs 8 of 10 in each of two seeds; the third has no run with another memory."""
+    growth = {(0.999, 0.0): 10.0, (0.999, 0.6): 2.0, (0.95, 0.0): whole, (0.95, 0.6): less}
+    runs = [
+        run(rho, seed=seed, beta2=beta2, growth=1e-4 * value)
+        for (beta2, rho), value in growth.items()
+        for seed in ((0, 1, 2) if beta2 == 0.999 else (0, 1))
+    ]
+    apart = [difference(0.6, seed) for seed in range(3)]
+    row = verdict_of(findings_of(runs, apart), "remembers")
+    assert row.verdict == verdict
+    assert f"20.0 ± 0.0 % at β₂ = 0.999, {100 * less / whole:.1f} ± 0.0 % at β₂ = 0.95" in row.exact
+    assert "80 % of the growth where squared gradients are remembered for 100 % of the run" in row.reason
+    assert f"-8.0 at β₂ = 0.999, {less - whole:.1f} at β₂ = 0.95" in row.reason
 
 
 def test_a_part_of_the_runs_says_what_it_can():
@@ -399,11 +461,33 @@ def test_of_a_course_by_hand():
     course = made([0.1] * 8, [0.2] * 8, [-0.01] * 8, lr=0.01)
     # ℓ = Ση‖u‖ over ‖w₀‖, so û = ℓ·√3/(5·η·√100).
     assert coherence.update_rms(course) == pytest.approx(np.full(8, 0.2 * 3**0.5 / (5 * 0.01 * 10)))
-    assert coherence.learnt(course) is None
+    assert coherence.known(course) is None
     nats = np.log(2) * np.array([8, 4, 2, 1.1, 0.9, 1.2, 0.5, 0.4])
-    assert coherence.learnt(replace(course, loss=nats)) == 5 / 8
+    assert coherence.known(replace(course, loss=nats)) == 5 / 8
+    assert coherence.growth_at(course, 1.0) == pytest.approx(course.scale[-1] ** 2 - 0.887487**2 * 3 / 100)
+    assert coherence.growth_at(course, 0.5) == pytest.approx(course.scale[3] ** 2 - 0.887487**2 * 3 / 100)
     assert coherence.blocks(np.arange(6.0), 3) == [0.5, 2.5, 4.5]
     assert coherence.blocks(np.arange(2.0), 3) == [0, 1]
+
+
+def test_the_bridge_splits_a_difference_of_scales():
+    base, other = made([0.1] * 8, [0.2] * 8, [-0.01] * 8), made([0.1] * 8, [0.1] * 8, [-0.01] * 8)
+    parts = coherence.by_bridge(base, other)
+    first = 0.887487**2 * 3 / 100
+    assert parts["shape"] == pytest.approx(0, abs=1e-12)  # λ/σ is kept
+    assert parts["norm"] == pytest.approx((other.scale[-1] ** 2 - base.scale[-1] ** 2) / first)
+    heavier = coherence.by_bridge(base, replace(base, scale=0.9 * base.scale))
+    assert heavier["norm"] == pytest.approx(0, abs=1e-12)
+    assert heavier["shape"] == pytest.approx((0.81 - 1) * base.scale[-1] ** 2 / first)
+
+
+def test_pairs_of_bytes_have_an_exponent(monkeypatch):
+    # Tokens in a fixed cycle: all is told by the one before until places are changed.
+    cycle = torch.arange(8, dtype=torch.uint8).repeat(4000)
+    monkeypatch.setattr(coherence, "library_source", lambda: cycle)
+    found = coherence.pairs_of_bytes(64)
+    assert 1 < found["exponent"] < 4
+    assert 0 < found["error"] < 0.2
 
 
 @pytest.fixture(scope="module")
@@ -413,10 +497,11 @@ def finished(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     source = library_source(60_000)
     patch.setattr(corpus, "library_source", lambda: source)
+    patch.setattr(coherence, "library_source", lambda: source)
     patch.setattr(coherence, "text_length", lambda: len(source))
     arguments = [
         coherence.NAME,
-        *("--steps=40", "--width=16", "--seeds=0,1"),
+        *("--steps=20", "--width=16", "--seeds=0"),
         *(f"--{name}={folder / name}" for name in ("out", "results")),
         f"--page={folder / 'page.md'}",
     ]
@@ -431,26 +516,17 @@ def test_the_command_leaves_numbers_a_picture_and_rows(finished):
     assert "NaN" not in text
     assert "Infinity" not in text
     found = json.loads(text)["findings"]
-    assert {run["times"] for run in found["runs"]} == {None, 16, 64, 256}
+    assert {run["times"] for run in found["runs"]} == {None, 4, 8, 16, 64}
     for each in found["differences"]:
         assert sum(each["forces"].values()) == pytest.approx(each["total"], abs=1e-4)
         assert sum(each["drivers"].values()) == pytest.approx(each["total"], abs=1e-4)
         assert sum(each["factors"].values()) == pytest.approx(each["forces"]["alignment"], abs=1e-4)
-    for each in found["runs"]:
-        grew = (each["scale"]["final"] / each["scale"]["start"]) ** 2 - 1  # λ² grows about as σ² does
-        assert sum(each["work"].values()) == pytest.approx(grew, rel=0.2)
     assert (finished / "results" / "coherence.png").read_bytes().startswith(b"\x89PNG\r\n")
     page = (finished / "page.md").read_text()
-    for part in ("varies with the coherence", "(H_r − D)^e", "rises, then falls", "which force"):
-        assert page.count(part) == 1
+    for claim in coherence.claims(found):
+        assert claim.row(json.loads(text)["command"]) in page
+    assert len(coherence.claims(found)) == 7
     assert coherence.section(found) in page
-
-
-def test_repetition_and_coherence_are_of_the_same_weights(finished):
-    """Differences are paired: before the first step runs of one seed are one."""
-    found = json.loads((finished / "results" / "coherence.json").read_text())["findings"]
-    starts = {(each["seed"], each["scale"]["start"]) for each in found["runs"]}
-    assert len(starts) == 2
 
 
 def test_power_is_what_the_json_holds():

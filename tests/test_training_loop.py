@@ -280,7 +280,7 @@ def test_unmoved_by_hand():
 
 
 def test_decay_that_tips_the_scales_is_done():
-    """w = 1 less 3/2048 of the update stays, as half a digit is 4/2048; with 2/2048 of decay it moves by 8."""
+    """w = 1 less 3/2048 of update stays, as half a digit is 4/2048; with 2/2048 of decay it moves by 8."""
     weight, optimizer = one_matrix(torch.tensor([[1.0]], dtype=torch.bfloat16), 3 * 2.0**-11, 2 / 3)
     weight.grad = torch.tensor([[1.0]], dtype=torch.bfloat16)
     found = Unmoved()

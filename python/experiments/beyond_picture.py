@@ -156,5 +156,5 @@ def short(variant: str, gap: str = " ") -> str:
     return (
         variant.replace("bfloat16 weights", "bf16")
         .replace(", ", f",{gap}")
-        .replace(" without", f"{gap}without")
+        .replace(" without ", f"{gap}without{gap}")
     )

@@ -46,4 +46,5 @@ def spread(values: list[float], digits: str = ".3g") -> str:
     if len(values) == 1:
         return format(mean, digits)
     deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:{digits}} ± {deviation:.1g}"
+    shown = f"{deviation:.0f}" if deviation >= 10 else f"{deviation:.1g}"  # not 1e+01
+    return f"{mean:{digits}} ± {shown}"

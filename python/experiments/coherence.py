@@ -13,7 +13,7 @@ from . import coherence_page, coherence_picture
 from .coherence_drivers import Drivers, by_driver, by_factor, work
 from .coherence_law import PARTS, PROBED, Power, fit_power, law
 from .course import Course
-from .growth import start_scale
+from .growth import HALF_NORMAL, start_scale
 from .jobs import Job
 
 NAME = "coherence"
@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 SHUFFLED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
 """ρ of [W3], and full corruption, where D is H_r."""
 
-TIMES = (16, 64, 256, 1024)
+TIMES = (4, 8, 16, 64, 256, 1024)
 """How often a smaller corpus is seen in the mean."""
 
 HORIZONS = (20, 50)
@@ -188,9 +188,29 @@ def differences(courses: dict[Job, Course]) -> list[dict[str, Any]]:
                 "to_peak": to_peak,
                 "factors": by_factor(drivers[base], drivers[job]),
                 "drivers": by_driver(drivers[base], drivers[job]),
+                "bridge": by_bridge(courses[base], course),
             }
         )
     return found
+
+
+def by_bridge(base: Course, other: Course) -> dict[str, float]:
+    """The difference of λ² at the end, over λ₀², by ‖w‖² and by the shape, which is in λ/σ.
+
+    λ²/λ₀² = r²·s with s = σ²/σ₀², so other − base = ½(r² + r₀²)·Δs + ½(s + s₀)·Δr².
+    """
+    scale_sq, norm_sq = (
+        np.array([column[-1] ** 2 / start**2 for column, start in pairs])
+        for pairs in (
+            [(course.scale, start_scale(course)) for course in (base, other)],
+            [(course.rms, start_scale(course) / HALF_NORMAL) for course in (base, other)],
+        )
+    )
+    ratio = scale_sq / norm_sq
+    return {
+        "norm": float(ratio.mean() * np.diff(norm_sq)[0]),
+        "shape": float(norm_sq.mean() * np.diff(ratio)[0]),
+    }
 
 
 def repetition(runs: list[dict[str, Any]], fitted: dict[str, Any] | None) -> list[dict[str, Any]]:

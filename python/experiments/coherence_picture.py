@@ -60,7 +60,8 @@ def draw_law(axes: Any, runs: list[dict[str, Any]], law: dict[str, Any] | None) 
         axes.plot(x, published, color="black", linewidth=1, linestyle=":", label="fit, exponent 0.59 [W3]")
     for rho in dict.fromkeys(run["shuffled"] for run in shuffled):
         gap = next(run["gap"] for run in shuffled if run["shuffled"] == rho)
-        axes.annotate(f"ρ = {rho:g}", (gap, 0.3), rotation=90, ha="center", va="bottom", fontsize=7)
+        bare = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.text(gap, 0.3, f"ρ = {rho:g}", rotation=90, ha="center", va="bottom", fontsize=7, bbox=bare)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("$H_r - D$, bits a byte")
     axes.set_ylabel(GROWTH)

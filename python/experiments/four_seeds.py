@@ -171,7 +171,7 @@ def of_rise(runs: list[dict[str, Any]], size: str) -> Claim:
 
 def of_balance(runs: list[dict[str, Any]], size: str) -> Claim:
     """Whether the two forces are of one size at the end."""
-    end = [run["alignment_over_decay"][1] for run in runs]
+    start, end = ([run["alignment_over_decay"][place] for run in runs] for place in (0, 1))
     falls = all(later < earlier for earlier, later in (run["alignment_over_decay"] for run in runs))
     near = 0.75 < min(end) <= max(end) < 1.25
     return Claim(
@@ -179,13 +179,12 @@ def of_balance(runs: list[dict[str, Any]], size: str) -> Claim:
         "alignment / decay 0.81–0.89 at the end of its logs",
         ratios(end),
         "–",
-        "holds" if near else "holds in part: it falls" if falls else "does not hold",
+        "holds" if near else f"holds in part: it falls from {ratios(start)}" if falls else "does not hold",
         ""
         if near
-        else "it falls from "
-        f"{ratios([run['alignment_over_decay'][0] for run in runs])} in the rise; at Ση·ω = "
-        f"{runs[0]['age']:.2f} a λ that grows less meets less decay, ω·σ/(û·cosθ) of the alignment: see the "
-        "relaxation for older runs, which do reach balance",
+        else f"in the rise it is {ratios(start)}; decay over alignment is ω·σ/(û·cosθ), so that at the same "
+        f"Ση·ω, {runs[0]['age']:.2f}, weights that have grown less have less decay. Older runs, in the "
+        "relaxation below, do reach balance",
     )
 
 
@@ -198,7 +197,7 @@ def of_super_weights(runs: list[dict[str, Any]]) -> list[Claim]:
         else " … ".join(dict.fromkeys(f"{value:+.1f}" for value in (min(points), max(points))))
     )
     worst = max(map(abs, points), default=0.0)
-    verdict = "holds" if worst <= 0.5 else "holds in part: it stays, but moves by more"
+    verdict = "holds" if worst <= 0.5 else "holds in part: it moves by more"
     return [
         Claim(
             f"[W2] the share stays without super-weights, the largest 0.1 % of \\|w·u\\|: {len(runs)} runs "
@@ -306,7 +305,7 @@ def explanation(found: dict[str, Any]) -> list[str]:
     said = [
         f"The published reading is {higher:.2f} points higher than the exact one, in the mean over the rise "
         "and the runs: it takes ⟨w⁺,u⟩ after the step, which has the injection twice, and adds it a third "
-        f"time. That alone makes {injection:.2f} points; the rest is the decay of w⁺ in place of w."
+        f"time, which by itself makes {injection:.2f} points."
     ]
     parts, others = of_architecture(runs), of_architecture(found["published_decay"])
     pairs = [

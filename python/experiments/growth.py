@@ -75,11 +75,11 @@ def half_step(step: np.ndarray, scale: np.ndarray, start: float) -> float:
 
 
 def after_peak(settings: Settings, peak_step: int, final_over_peak: float) -> dict[str, float | None]:
-    """How much of the age is left at the peak of λ, and how much of the decay since then was made good.
+    """How much of the age is left at the peak of λ, and how much of the decay since then growth offset.
 
-    Decay alone would leave e^(−age) of λ. The part made good is 1 − ln(peak/final)/age; None without an age.
+    Decay alone would leave e^(−age) of λ. The part offset is 1 − ln(peak/final)/age; None without an age.
     """
     along = path(settings)
     left = settings.weight_decay * float(along[-1] - along[peak_step])
     fall = -math.log(final_over_peak)
-    return {"age": left, "decay_alone": math.exp(-left), "made_good": 1 - fall / left if left > 0 else None}
+    return {"age": left, "decay_alone": math.exp(-left), "offset": 1 - fall / left if left > 0 else None}

@@ -26,7 +26,7 @@ RATES = (0.3, 0.55, 1.0, 1.8, 3.0)
 
 ENDS = (RATES[0], RATES[2], RATES[-1])
 REST = 40.0
-"""ω in units of the base, such that the runs come to rest: their age is 1.3 to 13."""
+"""ω in units of the base, such that the runs pass from growth to decay: their age is 1.3 to 13."""
 
 
 def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
@@ -44,7 +44,7 @@ def sweeps(base: Settings) -> dict[str, tuple[Settings, tuple[float, ...]]]:
 
     base   the published ω and Ση
     none   without decay
-    rest   with so much decay that the runs come to rest
+    rest   with so much decay that the runs pass from growth to decay
     short  the preset as it is, if its Ση is less than the published: less growth from the same start
     """
     whole = with_age(as_long(base), base.age)
@@ -114,10 +114,21 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
             "exact": band(course.mean.shares(), rise)["alignment"],
             "as_published": band(course.mean.as_published().shares(), rise)["alignment"],
         },
+        "alignment_over_decay_at_peak": over_decay(course, top),
         "alignment_over_decay_at_end": finite(run.alignment_over_decay_at_end),
         "loss": float(np.mean(course.loss[-20:])),
         "closure_of_bound": course.summary["closure_of_bound"],
     }
+
+
+def over_decay(course: Course, place: int) -> float | None:
+    """Alignment in units of the decay at a record, in the mean of 5 % of the run; None without decay.
+
+    That is cosθ·û/ω in units of σ.
+    """
+    mean = course.mean
+    pull = abs(float(mean.decay[place]))
+    return float(mean.alignment[place]) / pull if pull else None
 
 
 def finite(value: float) -> float | None:

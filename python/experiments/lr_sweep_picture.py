@@ -60,7 +60,10 @@ def draw_peaks(axes: Any, found: dict[str, Any]) -> None:
     low, high = axes.get_ylim()
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low < tick < high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.tick_params(axis="y", which="minor", left=False, labelleft=False)
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3) if low < tick < high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("learning rate η, per step")
     axes.set_ylabel("peak of the Weibull scale λ")
     axes.set_title("Peak of λ")
@@ -92,11 +95,16 @@ def draw_powers(axes: Any, found: dict[str, Any]) -> None:
             markersize=5,
             capsize=2,
         )
-    axes.axvline(EQUILIBRIUM, color=looks.GREY, linewidth=0.9, linestyle="--")
-    axes.axvline(1, color=looks.GREY, linewidth=0.9, linestyle=":")
+    axes.axvline(EQUILIBRIUM, color=looks.GREY, linewidth=0.9, linestyle="--", label="½: √(η/ω)")
+    axes.axvline(1, color=looks.GREY, linewidth=0.9, linestyle=":", label="1: straight in η")
     axes.axvline(0, color=looks.GREY, linewidth=0.6)
     axes.set_yticks(range(len(SHOWN)), list(SHOWN.values()), fontsize=9)
     axes.set_ylim(len(SHOWN) - 0.4, -0.6)
+    axes.set_xticks([-0.5, 0, 0.5, 1, 1.5], ["−½", "0", "½", "1", "1½"])
+    axes.set_xlim(-0.5, 1.5)
+    axes.legend(
+        fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.2), frameon=True, framealpha=1, edgecolor="none"
+    )
     axes.set_xlabel("power of η (bars: two standard errors)")
     axes.set_title("What it is made of (markers as left)")
 

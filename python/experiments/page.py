@@ -77,6 +77,13 @@ class Result:
             else f"### {preset.replace('-', ' ').capitalize()}"
         ]
 
+    def warning(self) -> list[str]:
+        """That it was not run as it is meant, where that is so."""
+        usual = {f"--preset={self.about['preset']}", "logs"}
+        if "--" not in " ".join(part for part in self.about["command"].split() if part not in usual):
+            return []
+        return [f"Not the whole experiment, at the size that it is meant for: `{self.about['command']}`."]
+
     def reasons(self) -> list[str]:
         """Why ours differs from what is said, for the claims where it does."""
         return [f"- *{claim.claim}*: {claim.reason}." for claim in self.claims() if claim.reason]
@@ -84,7 +91,7 @@ class Result:
     def section(self, page: Path) -> str:
         """The numbers in words, with the picture and where they come from."""
         where = _between(page, self.path)
-        parts = [self.experiment.section(self.about["findings"]), "\n".join(self.reasons())]
+        parts = [*self.warning(), self.experiment.section(self.about["findings"]), "\n".join(self.reasons())]
         return "\n\n".join(part for part in parts if part) + (
             "\n\n"
             f"![{self.experiment.TITLE}]({where.removesuffix('.json')}.png)\n\n"

@@ -37,14 +37,14 @@ def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
 
 
 def findings(courses: dict[Job, Course]) -> dict[str, Any]:
-    """Peak, turn and fall of every run, and the curves of the picture."""
+    """Peak, turn and fall of every run, and the curves of the picture, of the first seed."""
     steps = min(job.settings.steps for job in courses)
     usual = {job: course for job, course in courses.items() if job.settings.steps == steps}
     first = min(job.settings.seed for job in usual)
     return {
         "runs": [of_run(job, course) for job, course in usual.items()],
         "longer": [of_run(job, course) for job, course in courses.items() if job not in usual],
-        "curves": [curves(job, course, forces=job.settings.seed == first) for job, course in usual.items()],
+        "curves": [curves(job, course) for job, course in usual.items() if job.settings.seed == first],
     }
 
 
@@ -52,6 +52,7 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
     """One run: λ, the turn of its forces, and what was left of it after the peak."""
     settings, run, sigma = job.settings, course.run, course.rms
     top, scale_top = int(np.argmax(sigma)), int(np.searchsorted(course.step, run.peak_step))
+    passed = crossings(course)
     return {
         "age": nominal(settings),
         "seed": settings.seed,
@@ -62,8 +63,13 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "peak_step": run.peak_step,
         "half_step": half_step(course.step, course.scale, start_scale(course)),
         "final_over_peak": run.final_over_peak,
-        "rms": {"peak": float(sigma[top]), "final": float(sigma[-1]), "peak_step": int(course.step[top])},
-        "crossing": crossings(course),
+        "rms": {
+            "peak": float(sigma[top]),
+            "final": float(sigma[-1]),
+            "peak_step": int(course.step[top]),
+            "at_net": None if passed["net"] is None else float(np.interp(passed["net"], course.step, sigma)),
+        },
+        "crossing": passed,
         "at_peak": balance(course, top),
         "at_scale_peak": balance(course, scale_top),
         "bridge": {
@@ -116,8 +122,8 @@ def balance(course: Course, place: int) -> dict[str, float]:
     }
 
 
-def curves(job: Job, course: Course, forces: bool, most: int = 60) -> dict[str, Any]:
-    """Of the picture: λ, and where asked the forces of one step relative to ‖w‖² at the beginning."""
+def curves(job: Job, course: Course, most: int = 60) -> dict[str, Any]:
+    """Of the picture: λ, and the forces of one step relative to ‖w‖² at the beginning."""
     chosen = np.unique(np.linspace(0, len(course.step) - 1, most).round().astype(int))
     found: dict[str, Any] = {
         "age": nominal(job.settings),
@@ -125,9 +131,8 @@ def curves(job: Job, course: Course, forces: bool, most: int = 60) -> dict[str, 
         "step": course.step[chosen].tolist(),
         "scale": course.scale[chosen].tolist(),
     }
-    if forces:
-        mean: wk.ForceBudget = course.mean
-        start = course.forces.norm_sq[0]
-        for name in ("alignment", "injection", "decay"):
-            found[name] = (abs(getattr(mean, name))[chosen] / start).tolist()
+    mean: wk.ForceBudget = course.mean
+    start = course.forces.norm_sq[0]
+    for name in ("alignment", "injection", "decay"):
+        found[name] = (abs(getattr(mean, name))[chosen] / start).tolist()
     return found

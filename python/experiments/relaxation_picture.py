@@ -17,7 +17,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         panels = figure.subplot_mosaic(
             [["scale", "young", "fall"], ["scale", "old", "place"]], width_ratios=(1.25, 1, 1)
         )
-        draw_scales(panels["scale"], found["curves"])
+        draw_scales(panels["scale"], found)
         young, old = chosen_ages(found)
         draw_forces(panels["young"], found, young)
         draw_forces(panels["old"], found, old)
@@ -25,7 +25,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for panel, shown in (("young", slice(0, 3)), ("old", slice(3, None))):
             handles, labels = panels[panel].get_legend_handles_labels()
             panels[panel].legend(
-                handles[shown], labels[shown], loc="lower center", fontsize=8, ncols=3, columnspacing=1
+                handles[shown],
+                labels[shown],
+                loc="lower center",
+                fontsize=8,
+                ncols=3 if panel == "young" else 2,
+                columnspacing=1,
             )
         panels["old"].set_xlabel("optimizer step")
         draw_fall(panels["fall"], found)
@@ -39,53 +44,67 @@ def chosen_ages(found: dict[str, Any]) -> tuple[float, float]:
     return (relaxed[0] if relaxed else ages[-2:][0]), ages[-1]
 
 
-def draw_scales(axes: Any, curves: list[dict[str, Any]]) -> None:
-    """λ of every run, a look for each age, thin for the other seeds."""
+def draw_scales(axes: Any, found: dict[str, Any]) -> None:
+    """λ of the first seed, a look for each age, and the peaks of the other seeds."""
+    curves = found["curves"]
     ages = sorted({curve["age"] for curve in curves})
     first = min(curve["seed"] for curve in curves)
     for curve in curves:
-        drawn = looks.look(ages.index(curve["age"]))
-        mine = curve["seed"] == first
-        scale = np.array(curve["scale"])
+        place = ages.index(curve["age"])
+        drawn = looks.look(place)
         axes.plot(
             curve["step"],
-            scale,
-            linewidth=1.7 if mine else 0.7,
-            label=f"{curve['age']:g}" if mine else None,
-            markevery=(3 + 2 * ages.index(curve["age"]), 12),
+            curve["scale"],
+            linewidth=1.7,
+            label=f"{curve['age']:g}",
+            markevery=(3 + 2 * place, 12),
             markersize=5,
-            **(drawn if mine else looks.line(drawn)),
+            **drawn,
         )
+    for run in found["runs"]:
+        if run["seed"] != first:
+            drawn = looks.look(ages.index(run["age"]))
+            axes.plot(
+                run["peak_step"],
+                run["scale"]["peak"],
+                linestyle="none",
+                marker=drawn["marker"],
+                color=drawn["color"],
+                markerfacecolor="white",
+                markersize=7,
+                clip_on=False,
+            )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("Weibull scale λ of |w|, transmission weights")
     axes.set_title("λ by age Ση·ω")
-    axes.legend(title="age (thin: other seeds)", fontsize=8, title_fontsize=8, loc="upper left")
+    axes.legend(title="age (open: peak in other seed)", fontsize=8, title_fontsize=8, loc="upper left")
 
 
 def draw_forces(axes: Any, found: dict[str, Any], age: float) -> None:
-    """|alignment| and |decay| of one age, and where one passes the other."""
-    curve = next(each for each in found["curves"] if each["age"] == age and "decay" in each)
+    """The forces of one age, and where decay passes alignment and all growth."""
+    curve = next(each for each in found["curves"] if each["age"] == age)
     run = next(each for each in by_age(found)[age] if each["seed"] == curve["seed"])
     step = np.array(curve["step"])
     for force in ("alignment", "decay", "injection"):
         drawn = looks.line(looks.FORCE_LOOKS[force])
         axes.plot(step, 100 * np.array(curve[force]), linewidth=1.6, label=force, **drawn)
-    if run["crossing"]["exact"] is not None:
-        height = np.interp(run["crossing"]["exact"], step, 100 * np.array(curve["decay"]))
-        axes.plot(
-            run["crossing"]["exact"],
-            height,
-            linestyle="none",
-            marker="o",
-            color="black",
-            markerfacecolor="none",
-            markersize=9,
-            label="decay passes alignment",
-        )
-    axes.axvline(run["peak_step"], ymin=0.18, color="black", linewidth=0.9, linestyle=":", label="peak of λ")
+    for crossing, (marker, told) in CROSSINGS.items():
+        place = run["crossing"][crossing]
+        if place is not None:
+            axes.plot(
+                place,
+                np.interp(place, step, 100 * np.array(curve["decay"])),
+                linestyle="none",
+                marker=marker,
+                color="black",
+                markerfacecolor="none",
+                markersize=6,
+                label=told,
+            )
+    axes.axvline(run["peak_step"], ymin=0.26, color="black", linewidth=0.9, linestyle=":", label="peak of λ")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=min(curve["injection"]) * 10)  # a decade for the legend
+    axes.set_ylim(bottom=min(curve["injection"]) * 3)  # room for the legend
     axes.set_ylabel("% of first ‖w‖²\nin a step", fontsize=9)
     axes.set_title(f"Forces at age {age:g}", fontsize=11)
 
@@ -130,7 +149,12 @@ def draw_by_age(axes: Any, found: dict[str, Any], value: Callable[[dict[str, Any
     axes.plot(list(ages), [np.mean([value(run) for run in runs]) for runs in ages.values()], color=looks.BLUE)
     for run in longer:
         axes.plot(
-            run["age"], value(run), marker="*", markersize=11, label=f"here, {run['steps']:,} steps", **points
+            run["age"],
+            value(run),
+            marker="*",
+            markersize=11,
+            label=f"here, {run['steps']:,} steps, one seed",
+            **points,
         )
     axes.set_xscale("log")
     axes.set_xticks(list(ages), [f"{age:g}" for age in ages])
@@ -138,3 +162,8 @@ def draw_by_age(axes: Any, found: dict[str, Any], value: Callable[[dict[str, Any
 
 
 THEIRS = {"linestyle": "--", "marker": "s", "markerfacecolor": "none", "color": looks.RED}
+CROSSINGS = {
+    "exact": ("o", "decay passes alignment"),
+    "net": ("x", "all growth"),
+    "as_published": ("s", "alignment as published"),
+}
