@@ -309,6 +309,8 @@ def test_the_command(tmp_path):
     assert len(runs) == 8
     assert runs["Lion"]["update_rms"] == pytest.approx({"rise": 1.0, "end": 1.0}, rel=1e-4)
     assert runs["Adam without decay"]["work"]["whole"]["decay"] == 0
+    assert runs["AdamW, bfloat16 weights"]["unmoved"]["step"] == [10, 20]
+    assert runs["AdamW"]["unmoved"] is None
     for run in runs.values():
         assert run["closure"] < 1e-9
         assert len(run["curves"]["step"]) <= 60

@@ -115,6 +115,7 @@ def summary_of(job: Job, run: Run) -> dict[str, Any]:
         "closure_of_budget": run.closure.of_budget,
         "closure_of_bound": run.closure.of_bound,
         "super_weights": {"step": run.super_weights.steps, "shares": run.super_weights.shares},
+        "unmoved": run.unmoved.summary,
         "training_seconds": run.training.seconds,
         "recording_seconds": run.recording.seconds,
         "machine": machine(job.settings.torch_device()),
