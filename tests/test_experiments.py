@@ -104,7 +104,8 @@ def test_killed_half_way_and_resumed_it_ends_with_the_same_numbers(finished, tmp
     """Killed in the second run, when the first is whole and the second has records."""
     folder, _ = finished
     program = (
-        "import os, sys; sys.path.insert(0, 'python'); import reproduce, experiments.jobs as jobs\n"
+        "import os, signal, sys; sys.path.insert(0, 'python'); import reproduce, experiments.jobs as jobs\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it\n"
         "train, runs = jobs.train, []\n"
         "def interrupted(settings, text, sink, report):\n"
         "    runs.append(settings)\n"
