@@ -68,6 +68,11 @@ class Settings:
         return self.steps // 10 if self.warmup is None else self.warmup
 
     @property
+    def tokens(self) -> int:
+        """That the whole run sees."""
+        return self.steps * self.batch * self.context
+
+    @property
     def age(self) -> float:
         """Ση·ω over all steps: the effective training age, in time constants of the decay."""
         return self.lr * self.weight_decay * self.lr_sum

@@ -9,7 +9,7 @@ import reproduce
 import torch
 from experiments import beyond
 from experiments.beyond_claims import in_order
-from experiments.course import Course
+from experiments.course import Course, work
 from experiments.jobs import Job
 from experiments.presets import CPU, PYTHIA_70M, preset
 from typer.testing import CliRunner
@@ -118,8 +118,8 @@ def test_shares_are_those_of_the_sums_up_to_the_peak_and_as_published():
 def test_work_sums_to_the_growth_of_the_norm():
     course = course_of(np.linspace(3, 1, T), 0.5, -1.5, rounding=0.2)
     grown = (course.rms[-1] ** 2 * ENTRIES - 400) / 400
-    assert sum(beyond.work(course).values()) == pytest.approx(grown, rel=1e-12)
-    assert beyond.work(course)["rounding"] == pytest.approx(0.2 * T / 400)
+    assert sum(work(course.forces).values()) == pytest.approx(grown, rel=1e-12)
+    assert work(course.forces)["rounding"] == pytest.approx(0.2 * T / 400)
 
 
 def test_rounding_beside_the_budget_and_the_net():

@@ -13,16 +13,14 @@ from corpus import Corpus, conditional_entropy
 from experiments import coherence, four_seeds
 from experiments.coherence_drivers import (
     DRIVERS,
-    FORCES,
     Drivers,
     by_driver,
     by_factor,
     grown,
     shapley,
-    work,
 )
 from experiments.coherence_law import PAIRS, PAIRS_ERROR, Power, fit_power, law, r_squared
-from experiments.course import Course
+from experiments.course import FORCES, Course, work
 from experiments.jobs import WHOLE, Job
 from experiments.presets import CPU, PYTHIA_70M, preset
 from hypothesis import given
@@ -460,7 +458,7 @@ def test_a_text_is_described_before_training():
 def test_of_a_course_by_hand():
     course = made([0.1] * 8, [0.2] * 8, [-0.01] * 8, lr=0.01)
     # ℓ = Ση‖u‖ over ‖w₀‖, so û = ℓ·√3/(5·η·√100).
-    assert coherence.update_rms(course) == pytest.approx(np.full(8, 0.2 * 3**0.5 / (5 * 0.01 * 10)))
+    assert course.update_rms == pytest.approx(np.full(8, 0.2 * 3**0.5 / (5 * 0.01 * 10)))
     assert coherence.known(course) is None
     nats = np.log(2) * np.array([8, 4, 2, 1.1, 0.9, 1.2, 0.5, 0.4])
     assert coherence.known(replace(course, loss=nats)) == 5 / 8

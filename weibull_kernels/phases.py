@@ -209,7 +209,7 @@ def summarize_run(
     h = np.diff(step)
     age = np.broadcast_to(series.steps, step.shape)[0] * rate[0]
     age += np.sum((h - 1) / 2 * rate[:-1] + (h + 1) / 2 * rate[1:])
-    norm = math.sqrt(_norm_sq_after(series)[last])
+    norm = math.sqrt(norm_sq_after(series)[last])
     toward = _equilibrium_norm(step, mean, window)
     return RunSummary(
         target=name,
@@ -273,11 +273,11 @@ def _target(step: np.ndarray, series: ForceBudget, scale: Array) -> tuple[str, f
             return "scale", float(filled[0]), filled
     numel = 1 if series.numel is None else series.numel
     before = np.broadcast_to(series.norm_sq, step.shape)
-    norm, start = (np.sqrt(np.maximum(part, 0) / numel) for part in (_norm_sq_after(series), before))
+    norm, start = (np.sqrt(np.maximum(part, 0) / numel) for part in (norm_sq_after(series), before))
     return "norm" if series.numel is None else "rms", float(start[0]) if len(start) else 0.0, norm
 
 
-def _norm_sq_after(series: ForceBudget) -> np.ndarray:
+def norm_sq_after(series: ForceBudget) -> np.ndarray:
     """‖w‖² after each record, [T]: by the measured change where there is one."""
     rounding = 0 if series.rounding is None else np.nan_to_num(series.rounding)
     after: np.ndarray = series.norm_sq + series.predicted_change + rounding

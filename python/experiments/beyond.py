@@ -11,16 +11,16 @@ from weibull_kernels.phases import moving_average
 from .beyond_claims import claims as claims
 from .beyond_claims import section as section
 from .beyond_picture import draw as draw
-from .course import Course
+from .course import FORCES, Course, work
 from .growth import cosine, start_scale
 from .jobs import Job
 from .long_path import as_long
 from .presets import with_age
+from .results import thinned
 
 NAME = "beyond"
 TITLE = "Beyond the papers: no decay, bfloat16 weights, Lion and Muon"
 SEEDS = (0, 1)
-FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
 THREE = FORCES[:3]
 AGE = 2.2
 """Ση·ω: one at which λ rises, peaks and falls; of the runs of [W2] the one with the most decay."""
@@ -85,13 +85,13 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "peak_at": run.peak_step / settings.steps,
         "k": {"start": float(course.k[fitted[0]]), "final": float(course.k[fitted[-1]])},
         "loss": float(np.mean(course.loss[tail])),
-        "work": {"to_peak": course.work, "whole": work(course)},
+        "work": {"to_peak": course.work, "whole": work(course.forces)},
         "shares": {
             "rise": shares(course.forces, rise),
             "rise_as_published": shares(course.forces.as_published(), rise),
             "end": shares(course.forces, tail),
         },
-        "update_rms": at_both(update_rms(course), rise, tail),
+        "update_rms": at_both(course.update_rms, rise, tail),
         "cosine": at_both(cosine(course), rise, tail),
         "phases": {phase: float(np.mean(phases == phase)) for phase in dict.fromkeys(phases.tolist())},
         "closure": course.summary["closure_of_budget"],
@@ -112,25 +112,6 @@ def column(course: Course, force: str) -> np.ndarray | None:
     """What a force did in each record, [T]; None for the rounding of displacements, a part of the update."""
     values = getattr(course.forces, force)
     return None if values is None or np.isnan(values).all() else np.asarray(values)
-
-
-def work(course: Course) -> dict[str, float]:
-    """What each force did to ‖w‖² over the whole run, relative to ‖w‖² at its beginning.
-
-    Their sum is (σ_end/σ₀)² − 1.
-    """
-    columns = {force: column(course, force) for force in FORCES}
-    return {
-        force: 0.0 if values is None else float(values.sum() / start(course))
-        for force, values in columns.items()
-    }
-
-
-def update_rms(course: Course) -> np.ndarray:
-    """û = √(injection/n)/η of each record, [T]."""
-    forces = course.forces
-    found: np.ndarray = np.sqrt(forces.injection / forces.steps / forces.numel) / course.lr
-    return found
 
 
 def at_both(values: np.ndarray, rise: np.ndarray, tail: np.ndarray) -> dict[str, float]:
@@ -175,7 +156,7 @@ def unmoved(course: Course) -> dict[str, Any] | None:
     return {
         "step": found["step"],
         "entries": found["fraction"],
-        "reach": ((update_rms(course) * course.lr)[at] / half_digit(course.rms[at])).tolist(),
+        "reach": ((course.update_rms * course.lr)[at] / half_digit(course.rms[at])).tolist(),
         **{force: [ratio(part[force], whole[force]) for whole, part in pairs] for force in THREE},
         "decay_done": [ratio(*each) for each in zip(done, due, strict=True)],
         "decay_done_of_all": ratio(done.sum(), due.sum()),
@@ -208,7 +189,7 @@ def twins(courses: dict[Job, Course]) -> list[dict[str, Any]]:
         if (name + NARROW, seed) not in runs:
             continue
         narrow, grown = runs[name + NARROW, seed], ends[name, seed] * course.forces.numel[0] / start(course)
-        works = [work(each) for each in (narrow, course)]
+        works = [work(each.forces) for each in (narrow, course)]
         row = {
             "variant": name,
             "seed": seed,
@@ -230,7 +211,7 @@ def start(course: Course) -> float:
 
 def curves(course: Course, fitted: np.ndarray, most: int = 60) -> dict[str, list[float]]:
     """Of the picture: λ at most so many times, and the forces of a step relative to the budget."""
-    chosen = fitted[np.unique(np.linspace(0, len(fitted) - 1, most).round().astype(int))]
+    chosen = fitted[thinned(len(fitted), most)]
     mean = course.mean
     rounded = column(course, "rounding")
     forces = {force: getattr(mean, force) for force in THREE}

@@ -34,6 +34,26 @@ HEADER = (
 )
 
 
+QUARTER = 0.25
+"""A figure is the published one within this part of it."""
+
+
+def near(values: list[float], least: float, most: float | None = None) -> bool:
+    """Whether all lie within a quarter of a published figure, or of the ends of a published band."""
+    low, high = ends(values)
+    return (1 - QUARTER) * least <= low and high <= (1 + QUARTER) * (least if most is None else most)
+
+
+def judge(figures: bool, direction: bool) -> str:
+    """A verdict by the rule of the page: whether the figures are near, and the direction is theirs."""
+    return "holds" if figures and direction else "holds in part" if direction else "does not hold"
+
+
+def ends(values: list[float]) -> tuple[float, float]:
+    """Least and greatest."""
+    return min(values), max(values)
+
+
 def percent(*values: float, digits: int = 1) -> str:
     """Fractions in per cent: one, or from … to."""
     numbers = [f"{100 * value:.{digits}f}" for value in values]

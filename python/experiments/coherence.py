@@ -10,9 +10,9 @@ from settings import Settings
 from text import library_source
 
 from . import coherence_page, coherence_picture
-from .coherence_drivers import Drivers, by_driver, by_factor, work
+from .coherence_drivers import Drivers, by_driver, by_factor
 from .coherence_law import PARTS, PROBED, Power, fit_power, law
-from .course import Course
+from .course import Course, work
 from .growth import HALF_NORMAL, start_scale
 from .jobs import Job
 
@@ -61,13 +61,8 @@ def jobs(base: Settings, seeds: tuple[int, ...]) -> list[Job]:
 
 def lengths(base: Settings) -> dict[int, int]:
     """Bytes of the smaller corpora by how often they are seen; only of those that are a part of the text."""
-    seen = tokens(base)
+    seen = base.tokens
     return {times: seen // times for times in TIMES if 2 * base.context <= seen // times < text_length()}
-
-
-def tokens(settings: Settings) -> int:
-    """Bytes that a run sees."""
-    return settings.steps * settings.batch * settings.context
 
 
 def kind(job: Job) -> dict[str, Any]:
@@ -75,7 +70,7 @@ def kind(job: Job) -> dict[str, Any]:
     length = job.corpus.length
     return {
         "shuffled": job.corpus.shuffled,
-        "times": None if length is None else round(tokens(job.settings) / length),
+        "times": None if length is None else round(job.settings.tokens / length),
         "seed": job.settings.seed,
         "beta2": job.settings.beta2,
     }
@@ -143,7 +138,7 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
     run, start = course.run, start_scale(course)
     return kind(job) | {
         "steps": job.settings.steps,
-        "seen": tokens(job.settings) / (job.corpus.length or text_length()),
+        "seen": job.settings.tokens / (job.corpus.length or text_length()),
         "loss": float(np.mean(course.loss[-20:]) * BITS),
         "known": known(course),
         "scale": {"start": start, "peak": run.peak, "final": run.final},
@@ -253,17 +248,10 @@ def curves(courses: dict[Job, Course], most: int = 50) -> list[dict[str, Any]]:
             "shuffled": rho,
             "step": blocks(runs[0].step, most),
             "cosine": np.mean([blocks(Drivers.of(run.forces).angle, most) for run in runs], axis=0).tolist(),
-            "update": np.mean([blocks(update_rms(run), most) for run in runs], axis=0).tolist(),
+            "update": np.mean([blocks(run.update_rms, most) for run in runs], axis=0).tolist(),
         }
         for (beta2, rho), runs in found.items()
     ]
-
-
-def update_rms(course: Course) -> np.ndarray:
-    """û = √(‖u‖²/n) of each record, by the rate of its last step."""
-    forces = course.forces
-    rms: np.ndarray = np.sqrt(forces.injection / (forces.steps * forces.numel)) / course.lr
-    return rms
 
 
 def blocks(column: np.ndarray, most: int) -> list[float]:

@@ -18,7 +18,8 @@ import numpy as np
 
 import weibull_kernels as wk
 
-FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
+from .course import parts
+
 DRIVERS = ("angle", "length", "rate")
 FACTORS = ("angle", "length", "norm")
 
@@ -58,20 +59,6 @@ class Drivers:
     def alignment(self) -> np.ndarray:
         """Of each record, from its factors."""
         return 2 * self.angle * self.length * self.norm
-
-
-def parts(forces: wk.ForceBudget) -> dict[str, np.ndarray]:
-    """Every force of each record over ‖w‖² at the beginning; 0 where rounding was not measured."""
-    start = forces.norm_sq[0]
-    return {
-        name: np.zeros_like(forces.norm_sq) if column is None else np.nan_to_num(column) / start
-        for name, column in ((name, getattr(forces, name)) for name in FORCES)
-    }
-
-
-def work(forces: wk.ForceBudget, records: int | None = None) -> dict[str, float]:
-    """What each force did to ‖w‖² over the first records, all if None, relative to ‖w‖² at the beginning."""
-    return {name: float(column[:records].sum()) for name, column in parts(forces).items()}
 
 
 def grown(angle: np.ndarray, length: np.ndarray, rate: np.ndarray, steps: np.ndarray) -> float:

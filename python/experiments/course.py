@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 import weibull_kernels as wk
-from weibull_kernels.phases import find_phases, moving_average
+from weibull_kernels.phases import find_phases, moving_average, norm_sq_after
 from weibull_kernels.records import force_series, read_records
+
+FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
 
 RECORDS, SUMMARY = "records.parquet", "summary.json"
 """The files in the folder of a run."""
@@ -45,9 +47,7 @@ class Course:
     @property
     def rms(self) -> np.ndarray:
         """σ after each record."""
-        rounding = 0 if self.forces.rounding is None else np.nan_to_num(self.forces.rounding)
-        after = self.forces.norm_sq + self.forces.predicted_change + rounding
-        sigma: np.ndarray = np.sqrt(after / self.forces.numel)
+        sigma: np.ndarray = np.sqrt(norm_sq_after(self.forces) / self.forces.numel)
         return sigma
 
     @property
@@ -68,14 +68,31 @@ class Course:
 
         Their sum is (σ_peak/σ₀)² − 1.
         """
-        upto = slice(0, int(np.argmax(self.rms)) + 1)
-        forces = ("alignment", "injection", "decay", "coupling", "rounding")
-        columns = {name: getattr(self.forces, name) for name in forces}
-        start = self.forces.norm_sq[0]
-        return {
-            name: 0.0 if column is None else float(np.nansum(column[upto]) / start)
-            for name, column in columns.items()
-        }
+        return work(self.forces, records=int(np.argmax(self.rms)) + 1)
+
+    @property
+    def update_rms(self) -> np.ndarray:
+        """û = √(injection/n)/η of a step in each record, by the rate of its last one."""
+        forces = self.forces
+        update: np.ndarray = np.sqrt(forces.injection / (forces.steps * forces.numel)) / self.lr
+        return update
+
+
+def parts(forces: wk.ForceBudget) -> dict[str, np.ndarray]:
+    """Every force of each record over ‖w‖² at the beginning; 0 where rounding was not measured."""
+    start = forces.norm_sq[0]
+    return {
+        name: np.zeros_like(forces.norm_sq) if column is None else np.nan_to_num(column) / start
+        for name, column in ((name, getattr(forces, name)) for name in FORCES)
+    }
+
+
+def work(forces: wk.ForceBudget, records: int | None = None) -> dict[str, float]:
+    """What each force did to ‖w‖² over the first records, all if None, relative to ‖w‖² at the beginning.
+
+    Their sum is (σ/σ₀)² − 1, with σ after these records.
+    """
+    return {name: float(column[:records].sum()) for name, column in parts(forces).items()}
 
 
 def read_course(folder: Path) -> Course:

@@ -8,10 +8,11 @@ import numpy as np
 from settings import Settings
 
 from . import looks
-from .claims import Claim, percent
+from .claims import Claim, judge, near, percent
 from .course import Course
 from .jobs import Job
 from .presets import PYTHIA_70M
+from .results import thinned
 
 NAME = "four-seeds"
 TITLE = "The rise, in four seeds of two architectures"
@@ -61,7 +62,7 @@ def of_run(job: Job, course: Course) -> dict[str, Any]:
         "entries": int(course.forces.numel[0]),
         "weight_decay": settings.weight_decay,
         "age": run.effective_age,
-        "bytes_seen": settings.steps * settings.batch * settings.context,
+        "bytes_seen": settings.tokens,
         "rise": {"exact": band(exact, rise), "as_published": band(published, rise)},
         "points_higher": mean_of(published.alignment - exact.alignment, rise),
         "points_by_injection": mean_of(with_more_injection(exact) - exact.alignment, rise),
@@ -121,7 +122,7 @@ def super_weights(course: Course, steps: int) -> dict[str, float] | None:
 def curves(course: Course, most: int = 100) -> dict[str, list[float]]:
     """Of the picture, averaged over 5 % of the run: at most so many records."""
     exact, published = course.mean.shares(), course.mean.as_published().shares()
-    chosen = np.unique(np.linspace(0, len(course.step) - 1, most).round().astype(int))
+    chosen = thinned(len(course.step), most)
     return {
         "step": course.step[chosen].tolist(),
         "scale": course.scale[chosen].tolist(),
@@ -156,9 +157,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
 def of_rise(runs: list[dict[str, Any]], size: str) -> Claim:
     """Whether alignment dominates, and by as much as published."""
     low, high = widest(runs, "as_published")
-    near = low > 0.75 * PUBLISHED[0] and high < 1.25 * PUBLISHED[1]
-    dominates = widest(runs, "exact")[0] > 0.5
-    verdict = "holds" if near and dominates else "holds in part" if dominates else "does not hold"
+    verdict = judge(near([low, high], *PUBLISHED), widest(runs, "exact")[0] > 0.5)
     higher = 100 * np.mean([run["points_higher"] for run in runs])
     return Claim(
         f"[W2] alignment dominates the rise: {size}",
@@ -173,15 +172,18 @@ def of_balance(runs: list[dict[str, Any]], size: str) -> Claim:
     """Whether the two forces are of one size at the end."""
     start, end = ([run["alignment_over_decay"][place] for run in runs] for place in (0, 1))
     falls = all(later < earlier for earlier, later in (run["alignment_over_decay"] for run in runs))
-    near = 0.75 < min(end) <= max(end) < 1.25
+    balanced = near(end, 1.0)
+    verdict = judge(balanced, balanced or falls)
+    if falls and not balanced:
+        verdict += f": it falls from {ratios(start)}"
     return Claim(
         f"[W2] near saturation alignment and decay approach balance: {size}",
         "alignment / decay 0.81–0.89 at the end of its logs",
         ratios(end),
         "–",
-        "holds" if near else f"holds in part: it falls from {ratios(start)}" if falls else "does not hold",
+        verdict,
         ""
-        if near
+        if balanced
         else f"in the rise it is {ratios(start)}; decay over alignment is ω·σ/(û·cosθ), so that at the same "
         f"Ση·ω, {runs[0]['age']:.2f}, weights that have grown less have less decay. Older runs, in the "
         "relaxation below, do reach balance",

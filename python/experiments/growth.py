@@ -5,12 +5,10 @@ import math
 import numpy as np
 from settings import Settings
 
-from .course import Course
+from .course import FORCES, Course
 
 HALF_NORMAL = 0.887487
 """λ/σ of normal weights, as they are before the first step, by the probability plot."""
-
-FORCES = ("alignment", "injection", "decay", "coupling", "rounding")
 
 
 def before(course: Course) -> np.ndarray:

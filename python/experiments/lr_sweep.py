@@ -17,6 +17,7 @@ from .lr_sweep_claims import section as section
 from .lr_sweep_picture import draw as draw
 from .powers import QUANTITIES, ladder, power
 from .presets import PYTHIA_70M, with_age
+from .results import thinned
 
 NAME = "lr-sweep"
 TITLE = "The peak of λ against the learning rate"
@@ -149,7 +150,7 @@ def powers(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def curve(job: Job, course: Course, most: int = 60) -> dict[str, Any]:
     """Of the picture: cosθ of the forces in the mean of 5 % of the run."""
-    chosen = np.unique(np.linspace(0, len(course.step) - 1, most).round().astype(int))
+    chosen = thinned(len(course.step), most)
     smooth = cosine(replace(course, forces=course.mean))
     return {
         "lr": job.settings.lr,

@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .claims import Claim, percent
+from .claims import QUARTER, Claim, ends, judge, near, percent
 from .growth import path
 from .long_path import told
 from .powers import attribution, ladder, power
 from .presets import PYTHIA_70M
 
 PUBLISHED_POWER = 0.78
-QUARTER = 0.25
-"""How far a figure may be from the published, in parts of that."""
-
 BANDS = {3e-4: (0.85, 0.94), 1e-3: (0.88, 0.94), 3e-3: (0.82, 0.94)}
 """The published alignment shares in the rise by η."""
 
@@ -103,8 +100,7 @@ def of_power(found: dict[str, Any], base: dict[str, Any]) -> Claim:
     """Whether the peak follows the published power."""
     differ = base["peak"]["power"] - PUBLISHED_POWER
     grows = base["peak"]["power"] - 2 * (base["peak"]["error"] or 0.0) > 0
-    alike = abs(differ) <= QUARTER * PUBLISHED_POWER
-    verdict = "holds" if alike else "holds in part" if grows else "does not hold"
+    verdict = judge(near([base["peak"]["power"]], PUBLISHED_POWER), grows)
     return Claim(
         "[W2] the peak of λ grows with η, at fixed ω, as η^0.78",
         f"0.78 (from η to η {', '.join(f'{each:.2f}' for each in published_powers()['peak']['local'])})",
@@ -222,7 +218,7 @@ def of_shares(found: dict[str, Any]) -> Claim:
         ),
         said["exact"],
         said["as_published"],
-        "does not hold" if not dominates else "holds" if far <= QUARTER else "holds in part",
+        judge(far <= QUARTER, dominates),
         f"the ends of the bands, as published, are at most {percent(far, digits=0)} from the published at "
         f"0.3, 1 and 3 times the middle η",
     )
@@ -232,11 +228,6 @@ def beside(lr: float, rates: list[float]) -> float:
     """Our η that is as many times the middle one as a published η is, or nearest to it."""
     wanted = rates[len(rates) // 2] * lr / MIDDLE
     return min(rates, key=lambda rate: abs(np.log(rate / wanted)))
-
-
-def ends(values: list[float]) -> tuple[float, float]:
-    """Least and greatest."""
-    return min(values), max(values)
 
 
 def shares(runs: list[dict[str, Any]], rate: float, reading: str) -> tuple[float, float]:

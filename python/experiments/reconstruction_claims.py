@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .claims import Claim, percent
+from .claims import QUARTER, Claim, judge, near, percent
 from .reconstruction_errors import (
     FORETOLD,
     Run,
@@ -22,9 +22,6 @@ from .reconstruction_errors import (
     spacings_of,
     told,
 )
-
-NEAR = 0.25
-"""A figure holds within a quarter of the published one."""
 
 OFFSET = (0.05, 0.06)
 """The published offset; λ as reconstructed is too large."""
@@ -62,16 +59,6 @@ def where(found: dict[str, Any], runs: list[Run]) -> str:
     if found["logs"]:
         return f"log{'s' * (len(runs) > 1)} {', '.join(run['name'] for run in runs)}"
     return f"{len(runs)} run{'s' * (len(runs) > 1)}"
-
-
-def judge(figures: bool, direction: bool) -> str:
-    """A verdict by the rule of the page."""
-    return "holds" if figures and direction else "holds in part" if direction else "does not hold"
-
-
-def near(values: list[float], least: float, most: float | None = None) -> bool:
-    """Whether all lie within a quarter of a figure, or of its ends."""
-    return (1 - NEAR) * least <= min(values) and max(values) <= (1 + NEAR) * (most or least)
 
 
 def offset_claim(runs: list[Run], which: str) -> Claim:
@@ -125,7 +112,7 @@ def cause_claim(runs: list[Run], which: str) -> Claim:
 
     left = of_published(rule_integration)
     gone = [1 - part for part in reversed(of_published(once_integration))]
-    verdict = judge(left[0] >= 1 - NEAR, left[0] > 0.5)
+    verdict = judge(left[0] >= 1 - QUARTER, left[0] > 0.5)
     reason = (
         f"the same rule at the same records, but with the exact sums, leaves {percent(*left, digits=0)} of "
         "the published component"
@@ -164,7 +151,7 @@ def spacing_claim(runs: list[Run], which: str) -> Claim:
         "Δt-independent",
         over_spacings("exact"),
         over_spacings("published"),
-        judge(largest < NEAR, largest < NEAR or by_sums < NEAR),
+        judge(largest < QUARTER, largest < QUARTER or by_sums < QUARTER),
         f"down to {WIDEST} records a run it varies by {percent(largest)} of "
         f"its mean at most, and what the sums alone make of it by {percent(by_sums)}; the error of "
         "Euler's rule, which does depend on the spacing, is in the exact column",

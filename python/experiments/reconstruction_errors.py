@@ -9,6 +9,7 @@ import weibull_kernels as wk
 
 from .reconstruction_shapes import mixture_ratio
 from .reconstruction_trail import SUMS, Trail
+from .results import thinned
 
 GAMMA_K = 1.2
 """k of the published bridge σ/√Γ(1 + 2/k)."""
@@ -148,7 +149,7 @@ def curves(trail: Trail) -> dict[str, Any]:
         lines["observed"] = trail.scale
         lines["as_published"] = trail.scale * published * (1 + bridge_error(trail, "mean").bridge)
         lines["ours"] = trail.scale * ours * (1 + bridge_error(trail, "measured").bridge)
-    chosen = np.unique(np.linspace(0, len(trail.at) - 1, 60).round().astype(int))
+    chosen = thinned(len(trail.at), 60)
     columns = {
         name: [float(value) if np.isfinite(value) else None for value in line[chosen]]
         for name, line in lines.items()

@@ -12,7 +12,7 @@ from recovery_pictures import draw_accuracy
 from weibull_kernels.interpolation import END_CONDITIONS, VARIABLES
 from weibull_kernels.recovery_methods import METHODS
 
-from .claims import Claim, percent
+from .claims import Claim, near, percent
 
 NAME = "recovery"
 TITLE = "Forces recovered from checkpoints"
@@ -67,11 +67,6 @@ def over_spacings(found: dict[str, Any], method: str, key: str) -> list[float]:
     """The medians at the schedules that are judged, and have a rise to judge."""
     values = (middle(found, spacing, method, key) for spacing in judged_at(found))
     return [value for value in values if value is not None]
-
-
-def near(values: list[float], least: float, greatest: float) -> bool:
-    """Whether all lie within a quarter of the published figures."""
-    return 0.75 * least <= min(values) and max(values) <= 1.25 * greatest
 
 
 def claims(found: dict[str, Any]) -> list[Claim]:

@@ -16,6 +16,7 @@ from .presets import PYTHIA_70M, with_age, with_steps
 from .relaxation_claims import claims as claims
 from .relaxation_claims import section as section
 from .relaxation_picture import draw as draw
+from .results import thinned
 
 NAME = "relaxation"
 TITLE = "Overshoot and relaxation against training age"
@@ -124,7 +125,7 @@ def balance(course: Course, place: int) -> dict[str, float]:
 
 def curves(job: Job, course: Course, most: int = 60) -> dict[str, Any]:
     """Of the picture: λ, and the forces of one step relative to ‖w‖² at the beginning."""
-    chosen = np.unique(np.linspace(0, len(course.step) - 1, most).round().astype(int))
+    chosen = thinned(len(course.step), most)
     found: dict[str, Any] = {
         "age": nominal(job.settings),
         "seed": job.settings.seed,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .claims import Claim, percent
+from .claims import Claim, ends, near, percent
 from .growth import after_peak
 from .long_path import told
 from .presets import PYTHIA_70M
@@ -23,9 +23,6 @@ half of the way to it."""
 YOUNGEST = 0.11
 TURNED = 0.995
 """A run has relaxed if it ends under this part of its peak."""
-
-QUARTER = 0.25
-"""How far a figure may be from the published, in parts of that; of final over peak, the fall 1 − ratio."""
 
 BALANCED = 0.1
 """Balance is a net force under this part of the budget."""
@@ -92,7 +89,7 @@ def of_balance(runs: list[dict[str, Any]]) -> Claim:
         [run["at_peak"][name] for run in runs]
         for name in ("alignment", "injection", "alignment_as_published")
     )
-    alike = all(abs(part - 1) <= QUARTER for part in published)
+    alike = all(near([part], 1.0) for part in published)
     return Claim(
         f"[W2] alignment and decay approach balance where λ turns ({len(runs)} runs)",
         "balance",
@@ -106,12 +103,12 @@ def of_balance(runs: list[dict[str, Any]]) -> Claim:
 
 def of_cause(runs: list[dict[str, Any]]) -> Claim:
     """Whether λ turns when decay passes the alignment, as published: within 5 % of the run, in every run."""
-    near = sum(abs(lag) <= NEAR for lag in lags(runs, "as_published"))
+    within = sum(abs(lag) <= NEAR for lag in lags(runs, "as_published"))
     verdict = (
         "holds"
-        if near == len(runs)
-        else f"holds in part: within {percent(NEAR, digits=0)} of the run in {near} of {len(runs)} runs"
-        if near > len(runs) / 2
+        if within == len(runs)
+        else f"holds in part: within {percent(NEAR, digits=0)} of the run in {within} of {len(runs)} runs"
+        if within > len(runs) / 2
         else "does not hold"
     )
     return Claim(
@@ -152,8 +149,9 @@ def of_fall(ages: dict[float, list[dict[str, Any]]]) -> Claim:
     ratios = [mean(runs, "final_over_peak") for runs in ages.values()]
     falls = all(b <= a + 0.002 for a, b in pairwise(ratios)) and ratios[-1] < TURNED
     shared = [age for age in ages if age in PUBLISHED and age != YOUNGEST]
+    # A quarter of the fall, 1 − ratio: within a quarter of ratios near 1 all would lie.
     parts = [(1 - mean(ages[age], "final_over_peak")) / (1 - ratio(age)) for age in shared]
-    alike = all(abs(part - 1) <= QUARTER for part in parts)
+    alike = all(near([part], 1.0) for part in parts)
     depth = "less deep" if max(parts, default=0.0) <= 1 else "to another depth"
     beside = ", ".join(
         f"{percent(part, digits=0)} at {age:g}" for age, part in zip(shared, parts, strict=True)
@@ -197,7 +195,7 @@ def of_place(found: dict[str, Any], ages: dict[float, list[dict[str, Any]]]) -> 
     theirs = {age: step / PYTHIA_70M.steps for age, (*_, step, _) in PUBLISHED.items()}
     steps = list(pairwise(places.values()))
     earlier = all(b < a or a == b == 1 for a, b in steps) and any(b < a for a, b in steps)
-    alike = all(abs(places[age] / theirs[age] - 1) <= QUARTER for age in ages if age in theirs)
+    alike = all(near([places[age]], theirs[age]) for age in ages if age in theirs)
     verdict = "does not hold"
     if earlier:
         verdict = (
@@ -253,11 +251,6 @@ def ratio(age: float) -> float:
     """The published final over peak."""
     peak, final, *_ = PUBLISHED[age]
     return final / peak
-
-
-def ends(values: list[float]) -> tuple[float, float]:
-    """Least and greatest."""
-    return min(values), max(values)
 
 
 def points(values: list[float]) -> str:

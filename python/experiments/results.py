@@ -23,6 +23,11 @@ def write_results(path: Path, findings: dict[str, Any], **about: Any) -> None:
     os.replace(unfinished, path)
 
 
+def thinned(count: int, most: int) -> np.ndarray:
+    """Which of so many points a curve is drawn through: the first, the last, and others evenly between."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def rounded(value: Any) -> Any:
     """Numbers to six digits, all the way down."""
     if isinstance(value, dict):
